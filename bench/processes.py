@@ -1,0 +1,171 @@
+"""Child processes of the bench: pinned to cores, tied to our life, their log kept, their CPU time and memory read.
+
+Linux only: cores are set with sched_setaffinity(2), figures are read from /proc (proc(5)).
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway import tether
+from gateway.embedded import stop_process
+
+START_TIMEOUT_S = 20.0  # a gateway that fills its caches on a busy machine
+STOP_TIMEOUT_S = 15.0  # longer than a gateway drains
+KILL_TIMEOUT_S = 5.0
+POLL_S = 0.02
+LOG_TAIL_LINES = 15
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """The bench cannot go on, or its result must not be believed; the text is for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cores:
+    """Which core the server under test has for itself, and which all else shares."""
+
+    proxy: int
+    rest: tuple[int, ...]
+
+    @property
+    def shared(self) -> bool:
+        """Whether there is only one core, so that figures say little."""
+        return self.proxy in self.rest
+
+
+def split_cores() -> Cores:
+    """The first core we may run on for the server under test, all others for the rest."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    return Cores(proxy=first, rest=tuple(others) or (first,))
+
+
+@contextlib.contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """What is started inside runs on these cores: a child inherits the affinity of the thread that starts it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """One running server."""
+
+    name: str
+    port: int
+    log: Path
+    process: "subprocess.Popen[bytes]"
+
+    def check(self) -> None:
+        """Raises BenchError, with the end of its log, if it is no longer there."""
+        if self.process.poll() is not None:
+            raise BenchError(f"{self.name} ended with status {self.process.returncode}; {self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return f"the end of {self.log}:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+@contextlib.contextmanager
+def running(
+    name: str, words: Sequence[str], *, port: int, cores: Sequence[int], folder: Path, environment: Mapping[str, str]
+) -> Iterator[Child]:
+    """A server that accepts connections at ``port``; ended on the way out, with all its children."""
+    log = folder / f"{name}.log"
+    # dies_by: should we be killed, the kernel stops it; a session of its own: a Ctrl-C at the terminal reaches only us.
+    with log.open("wb") as output, pinned(cores):
+        process = subprocess.Popen(
+            tether.command(list(words), dies_by=signal.SIGTERM),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    child = Child(name=name, port=port, log=log, process=process)
+    try:
+        _wait_until_it_accepts(child)
+        yield child
+    finally:
+        members = process_tree(process.pid)
+        stop_process(process, signal.SIGTERM, STOP_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):  # what it may have left of its session
+            os.killpg(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while any(is_running(member) for member in members) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+
+def _wait_until_it_accepts(child: Child) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        child.check()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", child.port), timeout=1.0):
+            return
+        if time.monotonic() > deadline:
+            raise BenchError(f"{child.name} does not listen after {START_TIMEOUT_S:.0f} s; {child.log_tail()}")
+        time.sleep(POLL_S)
+
+
+def process_tree(pid: int) -> list[int]:
+    """``pid`` and all processes below it."""
+    found = [pid]
+    for parent in found:
+        for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found.extend(int(word) for word in listed.read_text().split())
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its zombie, which its parent may bury at any time or never."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of the process and all below it, in steps of a clock tick (mostly 10 ms)."""
+    ticks = 0
+    for member in process_tree(pid):
+        with contextlib.suppress(OSError):
+            # The name, in parentheses, may hold anything: count fields from its end (proc(5): 14 utime, 15 stime).
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def memory_bytes(pid: int) -> int:
+    """Proportional set size of the process and all below it: pages shared among n processes count 1/n in each."""
+    total = 0
+    for member in process_tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def busy_s(cores: Sequence[int]) -> float:
+    """Time that these cores were not idle since the machine started, summed (proc(5), /proc/stat)."""
+    names = {f"cpu{core}" for core in cores}
+    total = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in names:
+            ticks = [int(field) for field in fields[:8]]
+            total += sum(ticks) - ticks[3] - ticks[4]  # idle and iowait
+    return total / _TICKS_PER_S

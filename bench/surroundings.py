@@ -1,0 +1,148 @@
+"""What stands around the server under test: the upstream, Postgres, Redis, an account with a key and a budget.
+
+All of it runs on the cores that the server under test does not have.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.processes import BenchError, Child, Cores, pinned, running
+from bench.targets import REPOSITORY, UPSTREAM, Place, Target, castgate_environment
+from gateway.embedded import EmbeddedError, embedded_postgres, embedded_redis, free_port
+from upstream_stub.seed import seed
+
+# 50 million dollars a month; under 2^53 microcents, and no bench gets there at a cent a cast.
+MONTHLY_LIMIT_CENTS = 5_000_000_000
+NO_STORES_API_KEY = "ck_nobody"  # a key to send where nobody looks at it
+MIGRATE_TIMEOUT_S = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What is there, and the folder for what comes."""
+
+    folder: Path
+    cores: Cores
+    upstream_url: str
+    database_url: str = ""
+    redis_url: str = ""
+    account_id: str = ""
+    api_key: str = field(default=NO_STORES_API_KEY, repr=False)
+
+    def place(self, name: str) -> Place:
+        """A folder and free ports for a server called ``name``."""
+        folder = self.folder / name
+        folder.mkdir(mode=0o755)
+        return Place(
+            folder=folder,
+            port=free_port(),
+            admin_port=free_port(),
+            upstream_url=self.upstream_url,
+            database_url=self.database_url,
+            redis_url=self.redis_url,
+        )
+
+
+@contextlib.contextmanager
+def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Iterator[Surroundings]:
+    """The upstream and, with ``stores``, Postgres, Redis and the account; all stopped on the way out."""
+    with contextlib.ExitStack() as stack:
+        made = Surroundings(folder=folder, cores=cores, upstream_url="")
+        stack.enter_context(pinned(cores.rest))
+        if stores:
+            try:
+                say("starting Postgres")
+                postgres = stack.enter_context(embedded_postgres(folder / "postgres"))
+                say("starting Redis")
+                redis = stack.enter_context(embedded_redis(folder / "redis"))
+            except EmbeddedError as error:
+                raise BenchError(str(error)) from None
+            made = replace(made, database_url=postgres.url, redis_url=redis.url)
+        say("starting the upstream")
+        place = made.place("behind")
+        command = UPSTREAM.command(place)
+        stack.enter_context(
+            running(
+                "behind",
+                command.words,
+                port=place.port,
+                cores=cores.rest,
+                folder=folder,
+                environment=command.environment,
+            )
+        )
+        made = replace(made, upstream_url=f"http://127.0.0.1:{place.port}")
+        if stores:
+            say("migrating, making the account")
+            made = _with_account(made)
+        yield made
+
+
+def _with_account(made: Surroundings) -> Surroundings:
+    """Phase 1's schema with an account and its key, and Castgate's own tables."""
+    account = asyncio.run(seed(made.database_url))
+    migrated = subprocess.run(
+        [sys.executable, "-m", "gateway", "migrate", "--config", str(REPOSITORY / "config.yaml")],
+        env={**os.environ, **castgate_environment(made.place("migrate"))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=MIGRATE_TIMEOUT_S,
+    )
+    if migrated.returncode != 0:
+        raise BenchError(f"castgate migrate failed:\n{migrated.stdout}{migrated.stderr}")
+    return replace(made, account_id=account.account_id, api_key=account.api_key)
+
+
+@contextlib.contextmanager
+def started(target: Target, around: Surroundings) -> Iterator[Child]:
+    """The target on the core for servers under test; with stores, the account then has its budget."""
+    place = around.place(target.name)
+    command = target.command(place)
+    with running(
+        target.name,
+        command.words,
+        port=place.port,
+        cores=(around.cores.proxy,),
+        folder=around.folder,
+        environment=command.environment,
+    ) as child:
+        if target.stores:
+            give_budget(child.port, around.api_key)
+        yield child
+
+
+def give_budget(port: int, api_key: str) -> None:
+    """Set the account's monthly budget as a customer would."""
+    wanted = {"period": "monthly", "hard_limit_cents": MONTHLY_LIMIT_CENTS}
+    answer = call(port, api_key, "POST", "/v1/budgets", wanted)
+    if answer[0] not in (201, 409):  # 409: an earlier target made it
+        raise BenchError(f"POST /v1/budgets answered {answer[0]}: {answer[1]}")
+
+
+def call(port: int, api_key: str, method: str, path: str, body: object = None) -> tuple[int, str]:
+    """One request to a server under test; its status and body, whatever the status."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        method=method,
+        headers={"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+    except OSError as error:
+        raise BenchError(f"{method} {path} failed: {error}") from None

@@ -1,0 +1,271 @@
+"""The kinds of value a configuration has, each read from its text with one message for everything that is wrong.
+
+Values arrive as text, from the file or from an environment variable in it; models built in Python may pass numbers.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from gateway.config.errors import near_miss, shown
+from gateway.config.yaml_nodes import Scalar
+from gateway.policy.money import AmountError, microcents_from_cents
+from gateway.policy.periods import time_zone_names
+
+# Stripe's keys have about 110 characters; room for several webhook secrets.
+_SECRET_LENGTH_MAX = 1000
+_KEY_CHARACTERS = re.compile(r"[!-~]*")
+_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+_QUANTITY = re.compile(r"([0-9]{1,15})([A-Za-z]+)")
+_DURATION_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZE_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+# Variables and texts that are likely to be, or to hold, a credential: named in messages, never shown.
+_SECRET_NAME = re.compile(r"SECRET|KEY|TOKEN|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"@|password=|\b(?:sk|rk|whsec)_", re.IGNORECASE)
+
+Reader = Callable[[Any], Any]
+
+
+def expected(what: str, value: object, hint: str = "") -> PydanticCustomError:
+    """The error "expected …, found …"; ``hint`` follows it."""
+    return mistake(f"expected {what}, found {found(value)}{hint}")
+
+
+def mistake(message: str) -> PydanticCustomError:
+    """An error that says ``message`` and nothing else."""
+    return PydanticCustomError("value", "{message}", {"message": message})
+
+
+def found(value: object) -> str:
+    """A value as messages show it: clipped, with the variable it came from, and without anything that may be secret."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = str(value)
+    names = value.variables if isinstance(value, Scalar) else ()
+    origin = f" (from {', '.join(f'${{{name}}}' for name in names)})" if names else ""
+    if _SECRET_TEXT.search(text) or any(_SECRET_NAME.search(name) for name in names):
+        return f"a value that is not shown{origin}"
+    return f"{text}{origin}" if _NUMBER.fullmatch(text) else f'"{shown(text)}"{origin}'
+
+
+def _text_of(value: object) -> str | None:
+    """The text of a scalar; None where there is none to read."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value).strip()
+
+
+def reader_of(validator: BeforeValidator) -> Reader:
+    """The function inside, for kinds of value made from others."""
+    return cast(Reader, validator.func)
+
+
+def whole(minimum: int, maximum: int) -> BeforeValidator:
+    """An integer of ``minimum`` to ``maximum``."""
+    what = f"an integer of {minimum} or more"
+
+    def read(value: object) -> int:
+        text = _text_of(value)
+        if text is None or _WHOLE.fullmatch(text) is None or int(text) < minimum:
+            raise expected(what, value)
+        if int(text) > maximum:
+            raise expected(f"an integer of at most {maximum}", value)
+        return int(text)
+
+    return BeforeValidator(read)
+
+
+def duration_ms(minimum: str, maximum: str) -> BeforeValidator:
+    """A duration such as ``250ms`` or ``1h``, as whole milliseconds."""
+    low_ms, high_ms = _quantity(minimum, _DURATION_UNITS_MS), _quantity(maximum, _DURATION_UNITS_MS)
+
+    def read(value: object) -> int:
+        text = _text_of(value)
+        amount_ms = None if text is None else _quantity(text, _DURATION_UNITS_MS)
+        if amount_ms is None:
+            raise expected("a duration such as 250ms, 5s, 1m, 1h or 1d", value)
+        if low_ms is None or high_ms is None or not low_ms <= amount_ms <= high_ms:
+            raise expected(f"a duration of {minimum} to {maximum}", value)
+        return amount_ms
+
+    return BeforeValidator(read)
+
+
+def duration_s(minimum: str, maximum: str) -> BeforeValidator:
+    """A duration such as ``250ms`` or ``1h``, as seconds; a number is taken for seconds."""
+    read_ms = reader_of(duration_ms(minimum, maximum))
+
+    def read(value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = f"{round(value * 1000)}ms"
+        milliseconds: int = read_ms(value)
+        return milliseconds / 1000
+
+    return BeforeValidator(read)
+
+
+def size_bytes(minimum: str, maximum: str) -> BeforeValidator:
+    """A size such as ``64KiB``, as bytes; a number is taken for bytes."""
+    low_bytes, high_bytes = _quantity(minimum, _SIZE_UNITS_BYTES), _quantity(maximum, _SIZE_UNITS_BYTES)
+
+    def read(value: object) -> int:
+        text = f"{value}B" if isinstance(value, int) and not isinstance(value, bool) else _text_of(value)
+        amount_bytes = None if text is None else _quantity(text, _SIZE_UNITS_BYTES)
+        if amount_bytes is None:
+            raise expected("a size such as 512B, 64KiB or 1MiB", value)
+        if low_bytes is None or high_bytes is None or not low_bytes <= amount_bytes <= high_bytes:
+            raise expected(f"a size of {minimum} to {maximum}", value)
+        return amount_bytes
+
+    return BeforeValidator(read)
+
+
+def _quantity(text: str, units: dict[str, int]) -> int | None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in units:
+        return None
+    return int(match[1]) * units[match[2]]
+
+
+def text(what: str, pattern: str = r".+", length_max: int = 255) -> BeforeValidator:
+    """Text that matches ``pattern`` as a whole; ``what`` says it in words."""
+    matcher = re.compile(pattern, re.DOTALL)
+
+    def read(value: object) -> str:
+        stripped = _text_of(value)
+        if stripped is None or len(stripped) > length_max or matcher.fullmatch(stripped) is None:
+            raise expected(what, value)
+        return stripped
+
+    return BeforeValidator(read)
+
+
+def secret(what: str, refused_prefixes: Mapping[str, str]) -> BeforeValidator:
+    """Text without spaces that is never shown, or None where it is blank.
+
+    ``refused_prefixes`` are beginnings by which another kind of secret is told, and what that kind is called.
+    """
+
+    def read(value: object) -> str | None:
+        if value is None or value == "":
+            return None
+        stripped = _text_of(value)
+        if stripped is None:
+            raise expected(what, value)
+        for prefix, kind in refused_prefixes.items():
+            if stripped.startswith(prefix):
+                raise mistake(f"expected {what}, found {kind} ({prefix}…)")
+        if (
+            len(stripped) > _SECRET_LENGTH_MAX
+            or not stripped.isascii()
+            or not stripped.isprintable()
+            or " " in stripped
+        ):
+            raise mistake(f"expected {what}, found one with spaces or other characters that no key has")
+        return stripped or None
+
+    return BeforeValidator(read)
+
+
+def url(what: str, *schemes: str, host_only: bool = False) -> BeforeValidator:
+    """A URL of one of ``schemes``; with ``host_only``, one that has a host, maybe a port, and nothing else."""
+
+    def read(value: object) -> str:
+        address = value.strip() if isinstance(value, str) else ""
+        try:
+            parts = urlsplit(address)
+            is_known = parts.scheme in schemes and "://" in address and parts.port != 0
+        except ValueError:
+            raise expected(what, value) from None
+        extra = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+        if not is_known or (host_only and (not parts.hostname or extra)):
+            raise expected(what, value)
+        return address
+
+    return BeforeValidator(read)
+
+
+def optional(reader: BeforeValidator) -> BeforeValidator:
+    """The same, or None for a value that is missing or blank."""
+    read_present = reader_of(reader)
+
+    def read(value: object) -> object:
+        return None if value is None or _text_of(value) == "" else read_present(value)
+
+    return BeforeValidator(read)
+
+
+def choice(*options: str) -> BeforeValidator:
+    """One of a few words."""
+    what = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+
+    def read(value: object) -> str:
+        word = _text_of(value)
+        if word not in options:
+            raise expected(what, value)
+        return word
+
+    return BeforeValidator(read)
+
+
+def flag() -> BeforeValidator:
+    """``true`` or ``false``."""
+
+    def read(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        word = _text_of(value)
+        if word not in ("true", "false"):
+            raise expected("true or false", value)
+        return word == "true"
+
+    return BeforeValidator(read)
+
+
+def cents() -> BeforeValidator:
+    """An amount of cents, as microcents; exact, because the text is read and no float ever made."""
+
+    def read(value: object) -> int:
+        amount = _text_of(value) if isinstance(value, str | int) else None
+        if amount is None:
+            raise expected("cents as a number", value)
+        try:
+            return microcents_from_cents(amount)
+        except AmountError as error:
+            raise expected(error.expected.removeprefix("expected "), value) from None
+
+    return BeforeValidator(read)
+
+
+def time_zone() -> BeforeValidator:
+    """An IANA time zone name."""
+
+    def read(value: object) -> str:
+        name = _text_of(value)
+        if name is None or name not in time_zone_names():
+            hint = near_miss(name, sorted(time_zone_names())) if name else ""
+            raise expected("an IANA time zone such as Europe/Berlin", value, hint)
+        return name
+
+    return BeforeValidator(read)
+
+
+def one_of_words(words: Sequence[str]) -> BeforeValidator:
+    """One of ``words``, as its place in them, counted from 1."""
+    read_word = reader_of(choice(*words))
+
+    def read(value: object) -> int:
+        if isinstance(value, int):
+            return value
+        return words.index(read_word(value)) + 1
+
+    return BeforeValidator(read)

@@ -1,0 +1,296 @@
+"""``config.yaml``: everything about the gateway but its policies and plans.
+
+Every limit has a default here and its reason beside it. In YAML a key has no unit in its name and its value has one
+(``connect_timeout: 2s``); in Python it is the other way round (``connect_timeout_s: float``).
+"""
+
+import os
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+
+from gateway.config.models import Section, contradiction
+from gateway.config.scalars import (
+    choice,
+    duration_s,
+    expected,
+    flag,
+    optional,
+    reader_of,
+    secret,
+    size_bytes,
+    text,
+    url,
+    whole,
+)
+
+# Each holds its own pools of connections to Postgres and Redis.
+WORKERS_MAX = 64
+_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - to compare with, not to bind
+
+Host = Annotated[str, text("a host name or an IP address", r"[A-Za-z0-9._:-]+")]
+Port = Annotated[int, whole(0, 65535)]
+Sql = Annotated[str, text("an SQL statement", length_max=10_000)]
+HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")]
+UpstreamUrl = Annotated[str, url("http://host:port", "http", host_only=True)]
+HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
+DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
+RedisUrl = Annotated[str, url("a URL such as redis://host:6379/0", "redis", "rediss", "unix")]
+_STRIPE_KEY = "a Stripe secret key (sk_… or rk_…)"
+_STRIPE_WEBHOOK = "a Stripe webhook signing secret (whsec_…)"
+StripeKey = Annotated[
+    SecretStr | None, secret(_STRIPE_KEY, {"pk_": "a publishable key", "whsec_": "a webhook signing secret"})
+]
+StripeWebhookSecret = Annotated[
+    SecretStr | None,
+    secret(_STRIPE_WEBHOOK, {"pk_": "a publishable key", "sk_": "a secret key", "rk_": "a restricted key"}),
+]
+HashName = Literal["sha256_hex", "none"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["json", "console"]
+Flag = Annotated[bool, flag()]
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, WORKERS_MAX)
+
+
+def _workers() -> BeforeValidator:
+    read_count = reader_of(whole(1, WORKERS_MAX))
+
+    def read(value: object) -> int:
+        if value == "auto":
+            return _cores()
+        if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+            raise expected(f"auto or an integer of 1 to {WORKERS_MAX}", value)
+        return int(read_count(value))
+
+    return BeforeValidator(read)
+
+
+class Listen(Section):
+    """Where clients connect."""
+
+    # Nothing listens wider than it was asked to; a container sets HOST=0.0.0.0.
+    host: Host = "127.0.0.1"
+    port: Port = 8080  # 0: any free port
+    # Connections that the kernel keeps while all workers are busy; a burst of one client's whole pool and more.
+    backlog: Annotated[int, whole(1, 65535)] = 1024
+
+
+class Admin(Section):
+    """Where Prometheus and operators connect; nobody is asked who they are there."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 9090
+
+
+class Upstream(Section):
+    """Phase 1: where it is and how long it may take."""
+
+    url: UpstreamUrl
+    # It stands in the same network; one lost SYN (1 s) may be sent again.
+    connect_timeout_s: Annotated[float, duration_s("1ms", "1m")] = Field(default=2.0, alias="connect_timeout")
+    # From the end of the request to the answer's head: the slowest cast, with room.
+    first_byte_timeout_s: Annotated[float, duration_s("1ms", "1h")] = Field(default=30.0, alias="first_byte_timeout")
+    # Between two pieces of an answer: event streams send a comment every 15 to 30 s.
+    idle_timeout_s: Annotated[float, duration_s("1ms", "1h")] = Field(default=60.0, alias="idle_timeout")
+    # actix closes idle connections after 5 s; whoever lets go first never writes into a closing connection.
+    keepalive_idle_s: Annotated[float, duration_s("0s", "1h")] = Field(default=4.0, alias="keepalive_idle")
+    # Per worker. actix accepts 25,000 in all; more than this at once is a queue that is better kept on our side.
+    connections_max: Annotated[int, whole(1, 65_536)] = 256
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 80
+
+
+class Limits(Section):
+    """What one client, and all of them together, may take of a worker."""
+
+    # nginx's and actix's order of size; cookies and tokens rarely pass 8 KiB.
+    head_bytes_max: Annotated[int, size_bytes("1KiB", "1MiB")] = 32 * 1024
+    headers_max: Annotated[int, whole(8, 1000)] = 128  # aiohttp's parser, behind us, takes no more
+    target_bytes_max: Annotated[int, size_bytes("64B", "64KiB")] = 8 * 1024
+    # Slow loris: a head takes one packet or two.
+    header_timeout_s: Annotated[float, duration_s("100ms", "10m")] = Field(default=10.0, alias="header_timeout")
+    # A body that stops coming; longer than any mobile network's handover.
+    body_stall_timeout_s: Annotated[float, duration_s("100ms", "1h")] = Field(default=30.0, alias="body_stall_timeout")
+    # nginx's default; above the 60 s after which load balancers let go first.
+    keepalive_timeout_s: Annotated[float, duration_s("0s", "1h")] = Field(default=75.0, alias="keepalive_timeout")
+    # WebSockets on which neither side says anything; most libraries ping every 20 to 60 s.
+    tunnel_idle_timeout_s: Annotated[float, duration_s("1s", "1d")] = Field(default=600.0, alias="tunnel_idle_timeout")
+    connections_max: Annotated[int, whole(1, 1_000_000)] = 20_000  # per worker; some 10 KiB each: 200 MiB
+    # Per stream and direction, before its sender is paused: 20,000 streams that all stall stay under 3 GiB.
+    buffered_bytes_max: Annotated[int, size_bytes("4KiB", "16MiB")] = 64 * 1024
+    # Of an answer, to read the cast's id from; a longer answer is charged without one.
+    captured_bytes_max: Annotated[int, size_bytes("1KiB", "16MiB")] = 64 * 1024
+
+
+class Database(Section):
+    """Postgres, shared with Phase 1."""
+
+    url: DatabaseUrl = Field(repr=False)
+    # Per worker. The ledger, seeding and identification each take one at a time; the rest is for hosted endpoints.
+    pool_min: Annotated[int, whole(0, 100)] = 1
+    pool_max: Annotated[int, whole(1, 100)] = 6
+    connect_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="connect_timeout")
+    # No statement of ours touches more than a batch of rows; a longer one waits for a lock or for a dying server.
+    statement_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="statement_timeout")
+    acquire_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=1.0, alias="acquire_timeout")
+
+    @model_validator(mode="after")
+    def _pool_is_a_range(self) -> "Database":
+        if self.pool_min > self.pool_max:
+            raise contradiction(("pool_min",), f"expected at most pool_max ({self.pool_max}), found {self.pool_min}")
+        return self
+
+
+class Redis(Section):
+    """Redis or Redis Cluster: counters and holds that can be rebuilt."""
+
+    url: RedisUrl = Field(repr=False)
+    # 1 on a single server. On a cluster several times its nodes, so that they share the accounts evenly.
+    # Changing it on a running fleet loses sight of holds and windows: stop all gateways first.
+    partitions: Annotated[int, whole(1, 1024)] = 1
+    # A script call takes about 1 ms; a store that hangs is as lost as one that refuses.
+    timeout_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.05, alias="timeout")
+    connect_timeout_s: Annotated[float, duration_s("1ms", "1m")] = Field(default=1.0, alias="connect_timeout")
+    # Redis serves nobody else while the script runs: 256 calls are about 2 ms.
+    batch_max: Annotated[int, whole(1, 4096)] = 256
+
+
+class ApiKey(Section):
+    """Where an API key stands in a request, how Phase 1 stores it, and whose it is.
+
+    ``sql`` gets the hashes as ``$1::text[]`` and returns rows ``hash, account_id``, both text; unknown keys have none.
+    """
+
+    header: HeaderName = "Authorization"
+    scheme: Annotated[str | None, optional(text("an authentication scheme such as Bearer", r"[A-Za-z0-9-]+"))] = (
+        "Bearer"
+    )
+    # A header whose whole value is the key, for a second way that Phase 1 accepts.
+    alternative_header: Annotated[str | None, optional(text("a header name", r"[A-Za-z0-9_-]+"))] = "X-API-Key"
+    hash: Annotated[HashName, choice(*get_args(HashName))] = "sha256_hex"
+    sql: Sql = "SELECT key_sha256 AS hash, user_id::text AS account_id FROM api_keys WHERE key_sha256 = ANY($1::text[])"
+
+
+class Session(Section):
+    """The same for the session cookie."""
+
+    cookie: Annotated[str, text("a cookie name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")] = "session"
+    hash: Annotated[HashName, choice(*get_args(HashName))] = "sha256_hex"
+    sql: Sql = (
+        "SELECT token_sha256 AS hash, user_id::text AS account_id FROM sessions "
+        "WHERE token_sha256 = ANY($1::text[]) AND expires_at > now()"
+    )
+
+
+class IdentityCache(Section):
+    """How long an answer about a credential is believed. Phase 1 still checks each one, so stale is never open."""
+
+    entries_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 300 bytes each
+    ttl_s: Annotated[float, duration_s("0s", "1d")] = Field(default=30.0, alias="ttl")
+    negative_ttl_s: Annotated[float, duration_s("0s", "1d")] = Field(default=5.0, alias="negative_ttl")
+    # While Postgres is away an entry serves for this long after it was read.
+    stale_max_s: Annotated[float, duration_s("0s", "7d")] = Field(default=3600.0, alias="stale_max")
+
+
+class Identity(Section):
+    """Credentials to accounts, by read-only SQL on Phase 1's tables."""
+
+    api_key: ApiKey = ApiKey()
+    session: Session = Session()
+    cache: IdentityCache = IdentityCache()
+
+
+class Accounts(Section):
+    """What is remembered of an account: plan and budgets."""
+
+    # Changes made through the gateway count at once; this is for rows that somebody changed by hand.
+    facts_ttl_s: Annotated[float, duration_s("0s", "1d")] = Field(default=30.0, alias="facts_ttl")
+    entries_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 1 KiB each
+
+
+class Ledger(Section):
+    """Charged calls on their way to Postgres."""
+
+    # Holds stay in Redis for this long after a call, so that a limit is exact again 20 ms after the last cast.
+    flush_interval_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.02, alias="flush_interval")
+    batch_max: Annotated[int, whole(1, 10_000)] = 500  # rows of one transaction: some 20 ms of Postgres
+    queue_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 500 bytes each: 50 MiB
+    # Gets cast ids as $1::text[] and costs in cents as $2::numeric[]; blank where there is no such column.
+    cast_cost_sql: Annotated[str | None, optional(text("an SQL statement", length_max=10_000))] = (
+        "UPDATE casts SET cost_cents = new.cost_cents FROM unnest($1::text[], $2::numeric[]) AS new(id, cost_cents) "
+        "WHERE casts.id = new.id::uuid"
+    )
+
+
+class Billing(Section):
+    """Stripe. Off where a key is blank: casts go on, hosted billing endpoints answer 503."""
+
+    stripe_secret_key: StripeKey = None
+    # Several, separated by commas, while one takes over from another.
+    stripe_webhook_secret: StripeWebhookSecret = None
+    stripe_api_base: HttpUrl = "https://api.stripe.com"
+    # The plan of accounts that have none.
+    default_plan: Annotated[str, text("the name of a plan")] = "free"
+
+    @property
+    def stripe_webhook_secrets(self) -> tuple[str, ...]:
+        """The signing secrets to try, in order."""
+        listed = self.stripe_webhook_secret.get_secret_value() if self.stripe_webhook_secret else ""
+        return tuple(secret.strip() for secret in listed.split(",") if secret.strip())
+
+
+class Metrics(Section):
+    """Who may read ``/metrics``; the admin listener always serves it."""
+
+    public: Flag = False  # whether the public listener serves it too
+
+
+class Log(Section):
+    """What is written to standard error, and how."""
+
+    level: Annotated[LogLevel, choice(*get_args(LogLevel))] = "info"
+    format: Annotated[LogFormat, choice(*get_args(LogFormat))] = "json"
+
+
+class Settings(Section):
+    """``config.yaml``, read once and never changed."""
+
+    listen: Listen = Listen()
+    admin: Admin = Admin()
+    # auto: one for each core this process may run on.
+    workers: Annotated[int, _workers()] = Field(default_factory=_cores)
+    # How long calls under way may take to end after SIGTERM; then they are cut. Fly's kill_timeout must be longer.
+    drain_timeout_s: Annotated[float, duration_s("0s", "1h")] = Field(default=10.0, alias="drain_timeout")
+    # How long the holds of a worker that died stay before they are settled: longer than a pause that it may wake from.
+    hold_ttl_s: Annotated[float, duration_s("1s", "1d")] = Field(default=60.0, alias="hold_ttl")
+    upstream: Upstream
+    limits: Limits = Limits()
+    database: Database
+    redis: Redis
+    identity: Identity = Identity()
+    accounts: Accounts = Accounts()
+    ledger: Ledger = Ledger()
+    billing: Billing = Billing()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+    # The folder of policies and plans, seen from the folder of config.yaml.
+    policies: Annotated[str, text("a folder")] = "policies"
+
+    @model_validator(mode="after")
+    def _listeners_differ(self) -> "Settings":
+        hosts = {self.listen.host, self.admin.host}
+        is_same_host = len(hosts) == 1 or hosts & _EVERYWHERE
+        if is_same_host and self.admin.port == self.listen.port != 0:
+            raise contradiction(("admin", "port"), f"expected a port other than listen.port, found {self.admin.port}")
+        return self

@@ -1,0 +1,1 @@
+"""The gateway's own endpoints: an aiohttp application that the relay reaches like any other upstream."""

@@ -1,0 +1,356 @@
+"""Charged calls on their way to Postgres: queued without waiting, written in batches, kept until Postgres has them.
+
+One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_record_usage
+(migrations/0006_usage_functions.sql): one round trip, one transaction, several statements on the server. It cannot be
+one SQL statement: the counters must be read in a snapshot from after the account's lock, and a statement has one
+snapshot, from before (accounts.py has the whole argument). And with BEGIN … COMMIT sent by us, busy accounts would be
+locked while this process is busy or stopped.
+
+What can go wrong with a batch, and what follows:
+- Postgres is away, or the write lost to another one (deadlock, serialization, lock time-out): tried again until it is
+  written, with growing pauses. Ids make it harmless if the first attempt was committed after all.
+- A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
+  logged in full and dropped, its neighbours are written.
+- Any other error (a table is missing, no permission) is the operator's to mend: tried again like the first.
+- The queue is full: ``spill`` is offered the newest events; what it does not take is dropped, counted and logged.
+Every event ends in exactly one of ``on_committed``, ``spill`` and ``on_dropped``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import asyncpg
+import structlog
+
+from gateway.database import QUERIES, Database, StoreError
+
+if TYPE_CHECKING:
+    from gateway.config.settings import Ledger as LedgerSettings
+    from gateway.metrics import Metrics
+    from gateway.tasks import Tasks
+
+# SQLSTATE classes of rows that no retry helps: data exception, constraint violation, program limit exceeded.
+_POISON = frozenset({"22", "23", "54"})
+_CONFLICTS = frozenset({"40P01", "40001", "55P03"})  # deadlock, serialization failure, lock not available
+_PAUSE_MIN_S = 0.05
+_PAUSE_MAX_S = 2.0
+# Casts that were locked by Phase 1 go with the next batch; where there is none, they are tried again after this.
+_LATE_CASTS_PAUSE_S = 1.0
+# Dropped events logged one by one; the rest of a batch is summed up.
+_LOGGED_MAX = 100
+
+_log = structlog.get_logger()
+
+
+class UsageEvent(NamedTuple):
+    """One charged call. The fields stand in the order of castgate_record_usage's parameters.
+
+    A tuple, as one is made for every call and a batch becomes columns by ``zip``.
+    """
+
+    event_id: str  # 32 hex digits, the hold's
+    account_id: str
+    policy: str
+    occurred_ms: int
+    cost_microcents: int
+    upstream_status: int  # 0: the upstream never answered
+    outcome: str  # posted | expired
+    cast_id: str | None = None
+    request_id: str | None = None
+
+
+class WindowUsage(NamedTuple):
+    """What an account has used in one window, as committed; it never falls."""
+
+    account_id: str
+    kind: str  # BudgetLimit.kind
+    start_ms: int
+    end_ms: int
+    used_microcents: int
+
+
+def _event_ids() -> Callable[[], str]:
+    """UUIDv7 (RFC 9562, 5.7), method 1 of 6.2: milliseconds, a 12-bit counter within one, 62 random bits.
+
+    A generator of its own: tests that seed the global one must not make the same ids again, nor must a fork.
+    """
+    source = random.Random(os.urandom(32))
+    os.register_at_fork(after_in_child=lambda: source.seed(os.urandom(32)))
+    random_bits = source.getrandbits
+    time_ns = time.time_ns
+    last_ms = 0
+    counter = 0
+
+    def event_id() -> str:
+        """A new id, greater than every earlier one of this process, also when the clock steps back."""
+        nonlocal last_ms, counter
+        now_ms = time_ns() // 1_000_000
+        if now_ms > last_ms:
+            last_ms = now_ms
+            counter = 0
+        elif counter < 0xFFF:
+            counter += 1
+        else:
+            last_ms += 1
+            counter = 0
+        return f"{(last_ms << 16) | 0x7000 | counter:016x}{(1 << 63) | random_bits(62):016x}"
+
+    return event_id
+
+
+event_id = _event_ids()
+
+
+def _ignore_commit(_events: Sequence[UsageEvent], _usages: Sequence[WindowUsage]) -> None:
+    pass
+
+
+def _ignore_drop(_events: Sequence[UsageEvent]) -> None:
+    pass
+
+
+def _no_spill(_events: Sequence[UsageEvent]) -> bool:
+    return False
+
+
+class Ledger:
+    """The events of one worker that are not yet in Postgres, which need not be there to ``append``."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: LedgerSettings,
+        tasks: Tasks,
+        metrics: Metrics,
+        *,
+        spill: Callable[[Sequence[UsageEvent]], bool] = _no_spill,
+    ) -> None:
+        """``spill`` keeps events that cannot stay here, to ``append`` them again in better times; False: it cannot."""
+        self.on_committed: Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None] = _ignore_commit
+        self.on_dropped: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
+        self._database = database
+        self._tasks = tasks
+        self._interval_s = settings.flush_interval_s
+        self._batch_max = settings.batch_max
+        self._queue_max = settings.queue_max
+        self._cast_cost_sql = settings.cast_cost_sql
+        self._spill = spill
+        self._queue: deque[UsageEvent] = deque()
+        # Taken out of the queue to be written: one batch, or the pieces of one with bad rows, the first one last.
+        self._pieces: list[Sequence[UsageEvent]] = []
+        self._late_casts: list[tuple[str, int]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()  # enough for a batch, or closing
+        self._last_write = float("-inf")
+        self._closing = False
+        self._full = False
+        self._failing = ""
+        self._casts_error = ""
+        self._length = metrics.gauge("castgate_ledger_queue_length")
+        self._written = metrics.counter("castgate_ledger_events_total", result="written")
+        self._duplicate = metrics.counter("castgate_ledger_events_total", result="duplicate")
+        self._dropped = metrics.counter("castgate_ledger_events_total", result="dropped")
+        self._flushed = metrics.counter("castgate_ledger_flushes_total", result="ok")
+        self._flush_failed = metrics.counter("castgate_ledger_flushes_total", result="error")
+        self._duration = metrics.histogram("castgate_ledger_flush_duration_seconds")
+        self._batch_size = metrics.histogram("castgate_ledger_batch_size")
+        self._failures = {
+            reason: metrics.counter("castgate_ledger_failures_total", reason=reason)
+            for reason in ("away", "conflict", "error", "poison", "full", "closed", "cast", "cast_missing")
+        }
+
+    def __len__(self) -> int:
+        """Events that are not yet known to be in Postgres."""
+        return len(self._queue) + sum(map(len, self._pieces))
+
+    def append(self, event: UsageEvent) -> None:
+        """Take ``event`` on. Never blocks and never raises."""
+        queue = self._queue
+        if len(queue) >= self._queue_max:
+            self._overflow(event)
+            return
+        queue.append(event)
+        if self._task is None:
+            self._task = self._tasks.start("ledger.write", self._write())
+        elif len(queue) in (1, self._batch_max):
+            self._wake.set()
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is there; what is not written after ``timeout_s`` is spilled or dropped."""
+        self._closing = True
+        self._wake.set()
+        task = self._task
+        if task is not None:
+            _, pending = await asyncio.wait({task}, timeout=timeout_s)
+            for one in pending:
+                one.cancel()
+                await asyncio.wait({one}, timeout=1.0)
+        left = list(self._queue)
+        self._queue.clear()
+        if left:
+            self._failures["closed"].add()
+            self._give_up(left, "closed", self._failing)
+        self._length.set(0)
+
+    async def _write(self) -> None:
+        """Batch after batch, until there is nothing to write."""
+        try:
+            while self._queue or (self._late_casts and not self._closing):
+                await self._gather()
+                self._pieces = [[self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]]
+                self._last_write = asyncio.get_running_loop().time()
+                self._length.set(len(self))
+                while self._pieces:
+                    await self._write_piece()
+                self._length.set(len(self))
+        finally:
+            # Only where this task was cancelled or failed: nothing is lost with it.
+            while self._pieces:
+                self._queue.extendleft(reversed(self._pieces.pop(0)))
+            self._task = None
+
+    async def _gather(self) -> None:
+        """Wait until a batch is full, or the interval since the last one began is over."""
+        while not self._closing and len(self._queue) < self._batch_max:
+            pause_s = self._interval_s if self._queue else _LATE_CASTS_PAUSE_S
+            left_s = self._last_write + pause_s - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+
+    async def _write_piece(self) -> None:
+        """Returns once the last of the pieces is committed, dropped or cut in two, however long that takes."""
+        events = self._pieces[-1]
+        pause_s = _PAUSE_MIN_S
+        while True:
+            started = time.monotonic()
+            try:
+                row = await self._record(events)
+            except (StoreError, asyncpg.PostgresError) as error:
+                reason = _reason(error)
+                self._flush_failed.add()
+                self._failures[reason].add()
+                if reason == "poison":
+                    self._isolate(str(error))
+                    return
+                self._report(reason, str(error))
+                self._length.set(len(self))
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                if reason != "conflict":
+                    pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+                continue
+            self._duration.observe(time.monotonic() - started)
+            self._batch_size.observe(len(events))
+            self._report("", "")
+            self._pieces.pop()
+            self._committed(events, row)
+            return
+
+    def _isolate(self, error: str) -> None:
+        events = self._pieces.pop()
+        if len(events) <= 1:
+            self._give_up(events, "poison", error)
+            return
+        middle = len(events) // 2
+        self._pieces += [events[middle:], events[:middle]]
+
+    async def _record(self, events: Sequence[UsageEvent]) -> asyncpg.Record:
+        columns = zip(*events, strict=True) if events else ((),) * len(UsageEvent._fields)
+        late_ids, late_costs = zip(*self._late_casts, strict=True) if self._late_casts else ((), ())
+        row = await self._database.fetchrow(
+            QUERIES["record_usage"], *columns, self._cast_cost_sql, late_ids, late_costs
+        )
+        assert row is not None, "a function with OUT parameters gives one row"
+        return row
+
+    def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record) -> None:
+        self._flushed.add()
+        self._written.add(row["recorded"])
+        self._duplicate.add(len(events) - row["recorded"])
+        self._keep_late_casts(row)
+        if not events:
+            return
+        usages = list(
+            map(
+                WindowUsage,
+                row["usage_accounts"],
+                row["usage_kinds"],
+                row["usage_start_ms"],
+                row["usage_end_ms"],
+                row["usage_microcents"],
+            )
+        )
+        try:
+            self.on_committed(events, usages)
+        except Exception:  # noqa: BLE001  the events are safe; whoever listens must not stop the next ones
+            _log.exception("ledger_listener_failed", events=len(events))
+
+    def _keep_late_casts(self, row: asyncpg.Record) -> None:
+        late = list(zip(row["casts_late"] or (), row["casts_late_microcents"] or (), strict=True))
+        excess = max(len(late) - self._queue_max, 0)
+        self._late_casts = late[excess:]
+        self._failures["cast"].add(row["casts_refused"] + excess)
+        self._failures["cast_missing"].add(row["casts_missing"])
+        error: str = row["casts_error"] or ""
+        if error and error != self._casts_error:
+            _log.error("casts_not_charged", error=error, refused=row["casts_refused"] + excess, later=len(late))
+        self._casts_error = error
+
+    def _overflow(self, event: UsageEvent) -> None:
+        if not self._full:
+            self._full = True
+            _log.error("ledger_full", queue_max=self._queue_max)
+        self._failures["full"].add()
+        if not self._spill([event]):
+            self._dropped.add()
+            self._tell_dropped([event])
+
+    def _give_up(self, events: Sequence[UsageEvent], reason: str, error: str) -> None:
+        # What can never be written is not to come back from the spool either.
+        if reason != "poison" and self._spill(events):
+            return
+        self._dropped.add(len(events))
+        for event in events[:_LOGGED_MAX]:
+            _log.error("usage_event_dropped", reason=reason, error=error, **event._asdict())
+        if len(events) > _LOGGED_MAX:
+            cost = sum(event.cost_microcents for event in events[_LOGGED_MAX:])
+            _log.error("usage_events_dropped", reason=reason, events=len(events) - _LOGGED_MAX, cost_microcents=cost)
+        self._tell_dropped(events)
+
+    def _tell_dropped(self, events: Sequence[UsageEvent]) -> None:
+        try:
+            self.on_dropped(events)
+        except Exception:  # noqa: BLE001  as for on_committed
+            _log.exception("ledger_listener_failed", events=len(events))
+
+    def _report(self, reason: str, error: str) -> None:
+        """One line when writing begins to fail, or fails for another reason, and one when it works again."""
+        if reason not in (self._failing, "conflict"):
+            if reason:
+                _log.warning("ledger_failing", reason=reason, error=error.partition("\n")[0], queued=len(self))
+            else:
+                _log.info("ledger_recovered", queued=len(self))
+            self._failing = reason
+        if self._full and not reason and len(self._queue) < self._queue_max // 2:
+            self._full = False
+            _log.info("ledger_no_longer_full", dropped_total=self._dropped.value)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, StoreError):
+        return "away"
+    code: str = getattr(error, "sqlstate", None) or ""
+    if code in _CONFLICTS:
+        return "conflict"
+    return "poison" if code[:2] in _POISON else "error"

@@ -1,0 +1,98 @@
+-- Decides calls in the order they came, all or nothing each: facts, then budgets in the order sent, then rate limits in the
+-- policy's order. Only a call that passes all of them takes from any of them. Outcomes:
+--   0                            admitted
+--   [1, window index, taken]     a budget is spent: used + held is `taken`
+--   [2, limit index, wait_ms]    too many calls
+--   [3]  STALE                   the facts have changed since: load them again
+--   [4]  COLD                    the account, or the window that now is, is not known here: seed it
+--   [5]  WINDOW                  `now` is outside a window that was sent: work them out again
+
+local BUDGET, RATE, STALE, COLD, OUTSIDE = 1, 2, 3, 4, 5
+
+-- nil where the caller knows the account as it is, else the outcome that says what to do first.
+local function facts_outcome(account, version, windows, rolling)
+  if not account.version then return {COLD} end
+  if account.version > version then return {STALE} end
+  for _, window in ipairs(windows) do
+    local kind, start = window[1], window[2]
+    if now < start or now >= window[3] then return {OUTSIDE} end
+    local present = account.start[kind]
+    if present ~= start then
+      if not (rolling and present and present < start) then return {COLD} end
+      account_roll_over(account, kind, start)
+    elseif account.rolled and account.rolled[kind] and not rolling then
+      return {COLD}
+    end
+  end
+  if account.version < version then
+    account.version = version
+    account_set(account, 'v', version)
+  end
+end
+
+local function entry_check(entry)
+  entry.account = account_load(entry[1], entry[3])
+  entry.outcome = facts_outcome(entry.account, entry[2], entry[3], entry[4] == 1)
+  entry.checked = true
+end
+
+local shapes = input[4]
+local own_book = book_of(worker)
+
+local function decide(entry, amount, hold_id, shape, values, weight)
+  local account
+  if entry then
+    if not entry.checked then entry_check(entry) end
+    if entry.outcome then return entry.outcome end
+    account = entry.account
+    if amount > 0 then
+      local held = account.held
+      for i, window in ipairs(entry[3]) do
+        local taken = account.used[window[1]] + held
+        if taken + amount > window[4] then return {BUDGET, i - 1, taken} end
+      end
+    end
+  end
+
+  local rows = shape[2]
+  local states = {}
+  for i, row in ipairs(rows) do
+    local state = limit_load(row, values[i])
+    local wait = limiters[row[1]].wait(state, row, weight)
+    if wait > 0 then return {RATE, i - 1, wait} end
+    states[i] = state
+  end
+
+  local slots
+  for i, row in ipairs(rows) do
+    limit_take(states[i], row, weight, hold_id)
+    if row[1] == 'c' then
+      slots = slots or {}
+      slots[#slots + 1] = states[i].name
+    end
+  end
+  if hold_id ~= '' then
+    if amount > 0 then account_hold(account, amount) end
+    hold_put(own_book, hold_id, {entry and entry[1] or '', amount, now, shape[1], slots})
+  end
+  return 0
+end
+
+-- A worker that lost its connection has a new one with a higher epoch. What it had sent on the old one and Redis reads only
+-- now must not run: the worker has given its answers without it, and a hold taken now would never be settled.
+local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch'))
+if epoch and epoch > input[1] then return redis.error_reply('FENCED a newer connection of this worker exists') end
+
+if input[6] ~= 0 then settle(unpack(input[6])) end
+
+local entries = input[3]
+local reply = {now}
+for i, call in ipairs(input[5]) do
+  reply[i + 1] = decide(entries[call[1]], call[2], call[3], shapes[call[4]], call[5], call[6] or 1)
+end
+
+accounts_store()
+limits_store()
+holds_store()
+if input[2] == 1 then redis.call('ZADD', KEYS[1], now, worker) end
+return reply

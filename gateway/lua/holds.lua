@@ -1,0 +1,58 @@
+-- Holds: hash cg:{p}:h:<worker>, hold id -> cmsgpack of [account id, amount, admitted_ms, policy name, slots or absent].
+-- `slots` are the concurrency limits (keys without the prefix) in which the call counts until it has ended.
+
+local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_SLOTS = 1, 2, 3, 5
+
+local books = {}
+
+local function book_of(worker_id)
+  local book = books[worker_id]
+  if not book then
+    book = {key = prefix .. 'h:' .. worker_id, records = {}, written = {}, gone = {}}
+    books[worker_id] = book
+  end
+  return book
+end
+
+-- A hold that is not there (any more) is `false`: settling twice, or what never was, changes nothing.
+local function holds_load(book, ids)
+  for first = 1, #ids, ARGUMENTS_MAX do
+    local last = math.min(first + ARGUMENTS_MAX - 1, #ids)
+    local packed = redis.call('HMGET', book.key, unpack(ids, first, last))
+    for i = first, last do
+      if book.records[ids[i]] == nil then
+        local record = packed[i - first + 1]
+        book.records[ids[i]] = record and cmsgpack.unpack(record)
+      end
+    end
+  end
+end
+
+local function hold_put(book, id, record)
+  book.records[id] = record
+  book.written[#book.written + 1] = id
+end
+
+local function hold_remove(book, id)
+  book.records[id] = false
+  book.gone[#book.gone + 1] = id
+end
+
+local function hold_release_slots(id, record)
+  for _, key in ipairs(record[HOLD_SLOTS] or {}) do redis.call('SREM', prefix .. key, id) end
+  record[HOLD_SLOTS] = nil
+end
+
+local function holds_store()
+  for _, book in pairs(books) do
+    local pairs_written = {}
+    for _, id in ipairs(book.written) do
+      if book.records[id] then
+        pairs_written[#pairs_written + 1] = id
+        pairs_written[#pairs_written + 1] = cmsgpack.pack(book.records[id])
+      end
+    end
+    call_in_chunks('HSET', book.key, pairs_written)
+    call_in_chunks('HDEL', book.key, book.gone)
+  end
+end

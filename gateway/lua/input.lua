@@ -1,0 +1,38 @@
+-- One script call decides a whole batch. gateway/redis_store.py puts these files together, in this order: input, accounts,
+-- holds, limits_*, settle, admit. State is read at most once a batch and written once at its end, so what a
+-- batch costs grows with the accounts and limiters it touches, not with its calls; and a script that fails on its first
+-- write (out of memory, read-only replica) has changed no money.
+--
+-- KEYS[1]  cg:{p}:workers       zset: worker id -> when it last spoke, Redis ms. Also tells Redis Cluster the slot
+-- KEYS[2]  cg:{p}:h:<worker>    hash: hold id -> record; `epoch` is the newest connection of that worker
+-- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles]
+--            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1 or absent)]
+--            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …]]
+--            call     [account index or 0, amount, hold id or "", shape index, [key value, …], weight (1 if absent)]
+--            settles  0 or [seeds, usages, adjusts, removes], see settle.lua
+-- ARGV[2]  tests only: the time in ms instead of Redis' own
+-- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED
+--
+-- Amounts stay below 2^53: exact in Lua's doubles, in redis.call's arguments (%.17g) and in cmsgpack's integers.
+-- They are never put into a string by `..` or tostring, which round to 14 digits.
+
+local input = cjson.decode(ARGV[1])
+local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
+local worker = string.sub(KEYS[2], #prefix + #'h:' + 1)
+
+local now
+if ARGV[2] then
+  now = tonumber(ARGV[2])
+else
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Lua's C stack bounds how many values unpack may push (8000); an even number keeps field-value pairs together.
+local ARGUMENTS_MAX = 1000
+
+local function call_in_chunks(command, key, arguments)
+  for first = 1, #arguments, ARGUMENTS_MAX do
+    redis.call(command, key, unpack(arguments, first, math.min(first + ARGUMENTS_MAX - 1, #arguments)))
+  end
+end

@@ -1,0 +1,40 @@
+-- Finds what workers that have fallen silent left behind.
+-- KEYS[1] cg:{p}:workers   ARGV[1] how long is silent, ms   ARGV[2] worker id, or '' to find some   ARGV[3] HSCAN cursor
+-- ARGV[4] page size        ARGV[5] tests only: the time in ms
+-- Without a worker: [worker id, …]. With one: [cursor, hold id, account id, amount, admitted_ms, policy name, …]; the slots of
+-- these calls are freed here and now, their money stays held until the ledger has it. When nothing is left the worker
+-- is forgotten. Run by two sweepers at once each step may happen twice, to the same end.
+local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
+local time = redis.call('TIME')
+local now = tonumber(ARGV[5]) or (time[1] * 1000 + math.floor(time[2] / 1000))
+local silent_since = now - tonumber(ARGV[1])
+
+if ARGV[2] == '' then
+  return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', silent_since, 'LIMIT', 0, 100)
+end
+
+local score = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]))
+local book = prefix .. 'h:' .. ARGV[2]
+if not score or score > silent_since then return {'0'} end
+
+local page = redis.call('HSCAN', book, ARGV[3], 'COUNT', ARGV[4])
+local reply = {page[1]}
+local fields = page[2]
+for i = 1, #fields, 2 do
+  local id = fields[i]
+  if id ~= 'epoch' then
+    local record = cmsgpack.unpack(fields[i + 1])
+    if record[5] then
+      for _, key in ipairs(record[5]) do redis.call('SREM', prefix .. key, id) end
+      record[5] = nil
+      redis.call('HSET', book, id, cmsgpack.pack(record))
+    end
+    reply[#reply + 1] = id
+    for part = 1, 4 do reply[#reply + 1] = record[part] end
+  end
+end
+if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then
+  redis.call('DEL', book)
+  redis.call('ZREM', KEYS[1], ARGV[2])
+end
+return reply

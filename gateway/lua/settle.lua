@@ -1,0 +1,54 @@
+-- What happened since the last batch, before anything new is asked. Each part may be repeated without harm:
+--   seeds    [[account id, version, [[kind, start_ms, used], …]], …]   the ledger's sums, read from Postgres
+--   usages   [[account id, [[kind, start_ms, used], …]], …]            the same, returned by a write of the ledger
+--   adjusts  [[hold id, actual amount], …]                             calls of this worker that ended
+--   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
+
+local function settle(seeds, usages, adjusts, removes)
+  for _, seed in ipairs(seeds) do
+    local account = account_load(seed[1], seed[3])
+    if not account.version or account.version < seed[2] then
+      account.version = seed[2]
+      account_set(account, 'v', seed[2])
+    end
+    for _, row in ipairs(seed[3]) do account_merge(account, row[1], row[2], row[3]) end
+  end
+
+  for _, usage in ipairs(usages) do
+    local account = account_load(usage[1], usage[2])
+    for _, row in ipairs(usage[2]) do account_merge(account, row[1], row[2], row[3]) end
+  end
+
+  local ids = {}
+  for i, adjust in ipairs(adjusts) do ids[i] = adjust[1] end
+  local own = book_of(worker)
+  holds_load(own, ids)
+  for _, adjust in ipairs(adjusts) do
+    local id, actual = adjust[1], adjust[2]
+    local record = own.records[id]
+    if record then
+      hold_release_slots(id, record)
+      if record[HOLD_AMOUNT] ~= actual then
+        account_hold(account_load(record[HOLD_ACCOUNT], {}), actual - record[HOLD_AMOUNT])
+        record[HOLD_AMOUNT] = actual
+      end
+      hold_put(own, id, record)
+    end
+  end
+
+  for _, remove in ipairs(removes) do
+    local book = book_of(remove[1])
+    holds_load(book, remove[3])
+    for _, id in ipairs(remove[3]) do
+      local record = book.records[id]
+      if record then
+        hold_release_slots(id, record)
+        if record[HOLD_AMOUNT] > 0 then
+          account_hold(account_load(record[HOLD_ACCOUNT], {}), -record[HOLD_AMOUNT])
+          if remove[2] == 1 then account_posted(record[HOLD_ACCOUNT], record[HOLD_AMOUNT], record[HOLD_ADMITTED]) end
+        end
+        hold_remove(book, id)
+      end
+    end
+  end
+end

@@ -1,0 +1,57 @@
+"""What admission answers. A denial is a value that carries its reason; faults are exceptions.
+
+Precedence, tested: budgets before rate limits; among budgets PERIOD_PRECEDENCE; among rate limits the policy's order.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Budget taken for one call until the ledger has it; ``hold_id`` is a UUIDv7 in hex, made before the act."""
+
+    hold_id: str
+    account_id: str
+    amount_microcents: int
+    admitted_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetExceeded:
+    """402. ``used_microcents`` includes what other calls hold; ``resets_ms`` is None where the budget never resets."""
+
+    period: str
+    limit_microcents: int
+    used_microcents: int
+    cost_microcents: int
+    resets_ms: int | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimited:
+    """429. ``window_ms`` is 0 for a concurrency limit."""
+
+    policy: str
+    limit_name: str
+    limit: int
+    window_ms: int
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreUnavailable:
+    """503: no store could decide, and the policy says ``on_store_failure: deny``."""
+
+    retry_after_ms: int
+
+
+# Admitted with nothing held: no policy cost, no identified account, or a store failure that lets calls pass.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Admitted without a hold."""
+
+
+PASS = Pass()
+Denial = BudgetExceeded | RateLimited | StoreUnavailable
+Verdict = Hold | Pass | Denial

@@ -1,0 +1,49 @@
+"""What an answer tells about its call: the cast's id, at a JSON pointer (RFC 6901) into the body."""
+
+import json
+import zlib
+
+# An id longer than this is not one, and a compressed answer may not grow beyond what a plain one may have.
+_IDENTIFIER_CHARACTERS_MAX = 128
+_INFLATED_BYTES_MAX = 1024 * 1024
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def identifier_in(pieces: list[bytes], pointer: str) -> str | None:
+    """The string or integer at ``pointer`` in an answer of JSON, or of server-sent events (the last that has it).
+
+    None where the answer is neither, is cut off, or has nothing there: the charge does not depend on it.
+    """
+    body = b"".join(pieces)
+    if body.startswith(_GZIP_MAGIC):
+        try:
+            body = zlib.decompressobj(wbits=31).decompress(body, _INFLATED_BYTES_MAX)
+        except zlib.error:
+            return None
+    found = _identifier_at(body, pointer)
+    if found is None and b"data:" in body:
+        for line in reversed(body.splitlines()):
+            if line.startswith(b"data:"):
+                found = _identifier_at(line[5:], pointer)
+                if found is not None:
+                    break
+    return found
+
+
+def _identifier_at(text: bytes, pointer: str) -> str | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for token in pointer.split("/")[1:]:
+        name = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    identifier = str(value)
+    return identifier if 0 < len(identifier) <= _IDENTIFIER_CHARACTERS_MAX else None

@@ -1,0 +1,408 @@
+"""The client's side of the relay: one connection, its requests in order.
+
+httptools parses; its callbacks only collect. What was collected is acted on after ``feed_data`` has accepted the bytes,
+because some refusals (an unknown Transfer-Encoding, a bad chunk) come after the head's own callback: acting inside
+the callbacks would send upstream what is refused a moment later.
+
+A connection is in one of these phases, and each phase has the deadline that ``Relay.tick`` holds it to:
+
+    IDLE       between requests                              keepalive_timeout
+    HEAD       a request's first byte is here, its head not  header_timeout
+    BUSY       an exchange is under way                      the exchange's own
+    LINGERING  the last answer is written; what the client
+               still sends is read and thrown away, so that
+               a reset does not take the answer from it      linger_timeout
+    TUNNEL     upgraded: bytes pass both ways                upstream.idle_timeout
+    CLOSED
+"""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from gateway.policy import answers
+from gateway.relay.exchange import Exchange
+from gateway.relay.request import Request
+
+if TYPE_CHECKING:
+    from gateway.relay.relay import Relay
+    from gateway.relay.upstream import UpstreamConnection
+
+IDLE, HEAD, BUSY, LINGERING, TUNNEL, CLOSED = range(6)
+# Thrown away after the last answer: enough for what was in flight, too little to be worth sending.
+_LINGER_BYTES_MAX = 1024 * 1024
+_LINGER_TIMEOUT_S = 2.0
+# Requests that one connection may have waiting behind the one being answered.
+_PIPELINED_MAX = 64
+
+
+class ClientConnection(asyncio.Protocol):
+    """A downstream connection: parses requests, runs their exchanges one after the other, writes the answers."""
+
+    __slots__ = (
+        "_advancing",
+        "_discarded_bytes",
+        "_fields",
+        "_head_bytes",
+        "_incoming",
+        "_parser",
+        "_reading_paused",
+        "_relay",
+        "_requests",
+        "_skipping_head",
+        "_unparsed",
+        "address",
+        "deadline",
+        "exchange",
+        "forwarded_line",
+        "peer",
+        "phase",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, relay: "Relay") -> None:
+        self._relay = relay
+        self._fields = relay.request_fields
+        self._parser = httptools.HttpRequestParser(self)
+        self._incoming: Request | None = None
+        self._requests: deque[Request] = deque()
+        self._head_bytes = 0
+        self._skipping_head = False
+        self._unparsed: bytes | None = None  # bytes after a request that asks for an upgrade
+        self._reading_paused = False
+        self._discarded_bytes = 0
+        self._advancing = False
+        self.exchange: Exchange | None = None
+        self.peer: UpstreamConnection | None = None
+        self.phase = IDLE
+        self.writable = True
+        self.deadline = 0.0
+        self.address = b""
+        self.forwarded_line = b""
+
+    # --- transport events
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peername = transport.get_extra_info("peername")
+        self.address = peername[0].encode() if isinstance(peername, tuple) else b"unknown"
+        self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % self.address
+        self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
+        self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+        if not self._relay.opened(self):
+            self.refuse(answers.error(503, "overloaded", "Too many connections are open.", retry_after_s=1))
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase >= LINGERING:
+            self._after_requests(data)
+            return
+        if self._unparsed is not None:
+            self._hold_back(data)
+            return
+        if self.phase == IDLE:
+            self.phase = HEAD
+            self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+        self._feed(data)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        if self.phase == TUNNEL and self.peer is not None:
+            self.peer.half_close()
+            return True
+        # Whoever shuts down its sending side while it waits cannot be told from whoever has left, so it has left.
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        was = self.phase
+        self.phase = CLOSED
+        self._relay.closed(self)
+        self._requests.clear()
+        if was == TUNNEL and self.peer is not None:
+            self.peer.close()
+        if self.exchange is not None:
+            self.exchange.client_lost()
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        source = self.peer or (self.exchange and self.exchange.upstream)
+        if source:
+            source.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        source = self.peer or (self.exchange and self.exchange.upstream)
+        if source:
+            source.resume_reading()
+
+    # --- parser events: collect only
+
+    def on_message_begin(self) -> None:
+        if not self._skipping_head:
+            self._incoming = Request()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._skipping_head:
+            request = cast(Request, self._incoming)
+            request.target += url
+            request.head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._skipping_head:
+            return
+        request = cast(Request, self._incoming)
+        request.head_bytes += len(name) + len(value) + 4
+        if request.method:  # the head is complete: a trailer
+            request.trailers.append(b"%b: %b\r\n" % (name, value))
+            return
+        field = self._fields.get(name.lower())
+        if field is None:
+            request.lines.append(b"%b: %b\r\n" % (name, value))
+        else:
+            request.take_field(field, name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._skipping_head:
+            self._skipping_head = False
+            return
+        request = cast(Request, self._incoming)
+        parser = self._parser
+        request.method = parser.get_method()
+        request.http_1_0 = parser.get_http_version() == "1.0"
+        request.keep_alive = parser.should_keep_alive()
+        self._head_bytes = 0
+        self._requests.append(request)
+
+    def on_body(self, body: bytes) -> None:
+        request = cast(Request, self._incoming)
+        request.body.append(body)
+        request.body_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        request = self._incoming
+        if request is not None:
+            request.complete = True
+            self._incoming = None
+
+    # --- from bytes to exchanges
+
+    def _feed(self, data: bytes) -> None:
+        if self._incoming is None or not self._incoming.method:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade_asked(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._parse_failed(str(error))
+        else:
+            if self._head_bytes > self._relay.limits.head_bytes_max and not self._head_is_complete():
+                self._parse_failed("the header block is too large", too_large=True)
+
+    def _head_is_complete(self) -> bool:
+        return self._incoming is None or bool(self._incoming.method)
+
+    def _upgrade_asked(self, rest: bytes) -> None:
+        """The parser stops at a request for an upgrade. Only a WebSocket's is passed on, and waits for 101."""
+        request = self._requests[-1]
+        if request.method == b"CONNECT":
+            request.refusal = answers.error(501, "invalid_request", "CONNECT is not supported here.")
+            request.keep_alive = False
+            self._unparsed = b""
+            return
+        if (request.upgrade or b"").strip().lower() == b"websocket" and not (request.has_length or request.chunked):
+            self._unparsed = rest
+            return
+        # Not one that is passed on: it is an ordinary request, whose body (if any) the parser has yet to see.
+        request.upgrade = None
+        self._resume_parsing(request, rest)
+
+    def _resume_parsing(self, request: Request | None, rest: bytes) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        if request is not None and (request.has_length or request.chunked):
+            framing = (
+                b"Transfer-Encoding: chunked"
+                if request.chunked
+                else b"".join(line.rstrip() for line in request.lines if line[:15].lower() == b"content-length:")
+            )
+            request.complete = False
+            self._incoming = request
+            self._skipping_head = True
+            self._feed(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
+        if rest:
+            self._feed(rest)
+
+    def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
+        request = self._incoming
+        if request is None:
+            if self._requests and not self._requests[-1].keep_alive:
+                return  # bytes after a request that announced it was the last: they are not read
+            if self.exchange is not None and not self.exchange.request.keep_alive:
+                return
+            request = Request()
+        request.broken = True
+        request.keep_alive = False
+        if too_large:
+            request.refusal = answers.error(
+                431,
+                "invalid_request",
+                "The header block is too large.",
+                details=f"expected at most {self._relay.limits.head_bytes_max} bytes",
+            )
+        elif request.refusal is None:
+            request.refusal = answers.error(400, "invalid_request", "The request is not valid HTTP/1.1.", details=why)
+        if not request.method:
+            self._requests.append(request)
+        self._incoming = None
+        self._unparsed = b""  # nothing after this can be understood
+
+    def _advance(self) -> None:
+        """Starts what can be started, and tells the exchange under way of body that has arrived.
+
+        A loop, not a recursion: a flood of pipelined requests may each be refused on the spot.
+        """
+        exchange = self.exchange
+        if exchange is not None:
+            request = exchange.request
+            if request.broken:
+                exchange.request_broken()
+            elif request.body or request.complete:
+                exchange.body_arrived()
+        elif not self._advancing:
+            self._advancing = True
+            while self.exchange is None and self._requests and self.phase < LINGERING:
+                self.phase = BUSY
+                self.exchange = exchange = Exchange(self._relay, self, self._requests.popleft())
+                exchange.start()
+            self._advancing = False
+            if self.exchange is None and self.phase < LINGERING:
+                self._await_request()
+        if len(self._requests) > _PIPELINED_MAX:
+            self.pause_reading()
+
+    def _await_request(self) -> None:
+        self.resume_reading()
+        if self._incoming is None and not self._head_bytes:
+            self.phase = IDLE
+            self.deadline = self._relay.now() + self._relay.limits.keepalive_timeout_s
+        elif self.phase == BUSY:
+            self.phase = HEAD
+            self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+
+    def _hold_back(self, data: bytes) -> None:
+        """Bytes that follow a request for an upgrade, until it is known whose they are."""
+        self._unparsed = (self._unparsed or b"") + data
+        if len(self._unparsed) > self._relay.limits.buffered_bytes_max:
+            self.pause_reading()
+
+    def _after_requests(self, data: bytes) -> None:
+        if self.phase == TUNNEL and self.peer is not None:
+            self.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+            self.peer.write(data)
+        elif self.phase == LINGERING:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > _LINGER_BYTES_MAX:
+                self.transport.abort()
+
+    # --- what the exchange calls
+
+    def write(self, data: bytes) -> None:
+        if self.phase != CLOSED:
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self._reading_paused and self.phase != CLOSED:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._reading_paused and self.phase != CLOSED:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def exchange_done(self, *, keep_alive: bool) -> None:
+        """The answer is written in full. Next request, or the end of the connection."""
+        exchange = cast(Exchange, self.exchange)
+        self.exchange = None
+        if self.phase == CLOSED:
+            return
+        if not keep_alive or self._relay.draining:
+            self._finish(linger=not exchange.request.complete)
+            return
+        if self._unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
+            rest, self._unparsed = self._unparsed, None
+            self._resume_parsing(None, rest)
+        if len(self._requests) <= _PIPELINED_MAX:
+            self.resume_reading()
+        self._advance()
+
+    def refuse(self, answer: answers.Answer) -> None:
+        """An answer outside of any exchange, then the end."""
+        self.write(answer.head(b"Connection: close\r\n") + answer.body)
+        self._finish(linger=True)
+
+    def _finish(self, *, linger: bool) -> None:
+        self._requests.clear()
+        if not linger:
+            self.phase = LINGERING
+            self.deadline = self._relay.now() + _LINGER_TIMEOUT_S
+            self.transport.close()
+            return
+        self.phase = LINGERING
+        self.deadline = self._relay.now() + _LINGER_TIMEOUT_S
+        self.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def become_tunnel(self, peer: "UpstreamConnection") -> bytes:
+        """From here bytes pass as they come. Returns what the client has already sent for the other side."""
+        self.phase = TUNNEL
+        self.peer = peer
+        self.exchange = None
+        self.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+        rest, self._unparsed = self._unparsed or b"", None
+        self.resume_reading()
+        return rest
+
+    def half_close(self) -> None:
+        if self.phase == TUNNEL and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def close(self) -> None:
+        if self.phase != CLOSED:
+            self.transport.close()
+
+    def cut_off(self, *, reset: bool) -> None:
+        """The answer cannot be completed. What is written of it goes out, unless ``reset`` has to tell the client."""
+        if self.phase == CLOSED:
+            return
+        if not reset:
+            self._finish(linger=False)
+            return
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            # A linger time of zero turns the close into a reset (socket(7)).
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def timed_out(self) -> None:
+        """``Relay.tick`` found the deadline passed."""
+        if self.phase == BUSY and self.exchange is not None:
+            self.exchange.timed_out()
+        elif self.phase == HEAD:
+            self.refuse(answers.error(408, "invalid_request", "The request's head did not arrive in time."))
+        elif self.phase in (LINGERING, TUNNEL):
+            self.transport.abort()
+        else:
+            self.close()
+
+    def drain(self) -> None:
+        """The worker stops: an idle connection closes, a busy one closes after its answer (Exchange sees to it)."""
+        if self.phase == IDLE:
+            self.close()

@@ -1,0 +1,504 @@
+"""One request, in order: match, identify, admit, forward, answer, settle. Read ``Exchange`` from top to bottom.
+
+Nothing here waits: each step either goes on to the next at once (known route, cached account, idle upstream
+connection) or leaves, and the event it waits for calls the next. The states, and what may happen in each:
+
+    state       waits for                     client gone             deadline
+    NEW         -                             -                       -
+    ADMITTING   identity, admission           hold voided on arrival  the stores' own time-outs
+    CONNECTING  an upstream connection        void                    503 / 502, void
+    SENT        the answer's head             on_client_abort         504, settled as never answered
+    ANSWERING   the rest of the answer        on_client_abort         connection reset, settled by its status
+    DONE        -                             -                       -
+
+The hold is settled exactly once, by ``_settle``, whichever way the exchange ends.
+"""
+
+from typing import TYPE_CHECKING
+
+from gateway.admission import Ask
+from gateway.identify import Unknown
+from gateway.ledger import UsageEvent
+from gateway.policy import answers, rules
+from gateway.policy.routes import Ambiguous
+from gateway.policy.rules import Policy
+from gateway.policy.verdicts import Hold, Pass, Verdict
+from gateway.relay import heads
+from gateway.relay.capture import identifier_in
+from gateway.relay.counters import wall_clock_ms
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.identify import Credentials
+    from gateway.relay.client import ClientConnection
+    from gateway.relay.relay import Relay
+    from gateway.relay.request import Request
+    from gateway.relay.upstream import Pool, UpstreamConnection
+
+NEW, ADMITTING, CONNECTING, SENT, ANSWERING, DONE = range(6)
+
+
+class Exchange:
+    """A request and its answer, between one client connection and at most one upstream connection."""
+
+    __slots__ = (
+        "_abandoned",
+        "_account",
+        "_captured",
+        "_captured_bytes",
+        "_client",
+        "_credentials",
+        "_ends_with_connection",
+        "_hold",
+        "_keep_alive",
+        "_metered",
+        "_policy",
+        "_pool",
+        "_relay",
+        "_request_id",
+        "_retried",
+        "_started",
+        "_state",
+        "_status",
+        "_writing_body",
+        "request",
+        "upstream",
+    )
+
+    def __init__(self, relay: "Relay", client: "ClientConnection", request: "Request") -> None:
+        self._relay = relay
+        self._client = client
+        self.request = request
+        self.upstream: UpstreamConnection | None = None
+        self._state = NEW
+        self._policy: Policy | None = None
+        self._account: Account | None = None
+        self._credentials: Credentials | None = None
+        self._hold: Hold | None = None
+        self._metered = False  # admitted under a policy and not settled yet
+        self._pool: Pool | None = None
+        self._request_id = b""
+        self._keep_alive = request.keep_alive
+        self._abandoned = False  # the client left; the answer is read for what it costs, and thrown away
+        self._retried = False
+        self._started = relay.now()
+        self._captured: list[bytes] | None = None
+        self._captured_bytes = 0
+        self._writing_body = False
+        self._status = rules.NEVER_ANSWERED
+        self._ends_with_connection = False
+
+    # --- match
+
+    def start(self) -> None:
+        relay, request = self._relay, self.request
+        refusal = request.refusal or relay.refusal_of(request)
+        if refusal is not None:
+            relay.counters.request("refused")
+            self._refuse(refusal)
+            return
+        if request.target in relay.hosted_paths:
+            relay.counters.request("hosted")
+            self._forward(relay.hosted_pool)
+            return
+        match = relay.routes.match(request.method, request.target)
+        if match is None:
+            relay.counters.request("plain")
+            self._forward(relay.upstream_pool)
+        elif isinstance(match, Ambiguous):
+            relay.counters.request("refused")
+            self._refuse(relay.ambiguous_target(request, match))
+        elif request.has_two_credentials:
+            relay.counters.request("refused")
+            self._refuse(relay.two_credentials(match))
+        else:
+            relay.counters.request("policy")
+            self._policy = match
+            self._identify()
+
+    # --- identify
+
+    def _identify(self) -> None:
+        request, identify = self.request, self._relay.identify
+        self._state = ADMITTING
+        self._credentials = credentials = identify.credentials_from(
+            request.authorization, request.api_key, request.cookie
+        )
+        if credentials is None:
+            self.identified(None)
+            return
+        found = identify.cached(credentials)
+        if found is None:
+            identify.resolve(credentials, self.identified)
+        else:
+            self.identified(None if isinstance(found, Unknown) else found)
+
+    def identified(self, account: "Account | None") -> None:
+        """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
+        if self._state == DONE:
+            return
+        if account is None:
+            self._forward(self._relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
+            return
+        self._account = account
+        self._admit(account)
+
+    # --- admit
+
+    def _admit(self, account: "Account") -> None:
+        policy = self._policy
+        assert policy is not None
+        keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client.address)
+        self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted))
+
+    def admitted(self, verdict: Verdict) -> None:
+        """Admission's answer: a hold, a pass, or a denial."""
+        policy = self._policy
+        assert policy is not None
+        if isinstance(verdict, Hold):
+            self._hold = verdict
+        elif not isinstance(verdict, Pass):
+            self._relay.counters.denial(policy, verdict)
+            if self._state != DONE and policy.mode == rules.ENFORCE:
+                self._refuse(answers.denial(verdict), keep_alive=True)
+                return
+        self._metered = True
+        if self._state == DONE:  # the client left while its call was being decided
+            self._settle(rules.NEVER_SENT)
+            return
+        if policy.cast_id_pointer is not None:
+            self._captured = []
+        self._forward(self._relay.upstream_pool)
+
+    # --- forward
+
+    def _forward(self, pool: "Pool") -> None:
+        self._state = CONNECTING
+        self._pool = pool
+        self._client.deadline = self._relay.now() + self._relay.limits.connect_timeout_s
+        pool.acquire(self)
+
+    def connected(self, upstream: "UpstreamConnection") -> None:
+        """Sends the head, and what has arrived of the body, in one write."""
+        request, client, pool = self.request, self._client, self._pool
+        assert pool is not None
+        self._state = SENT
+        self.upstream = upstream
+        client.deadline = self._relay.now() + self._relay.limits.first_byte_timeout_s
+        upstream.start(self)
+        if not client.writable:
+            upstream.pause_reading()
+        lines = request.lines
+        if request.connection_options:
+            lines = heads.without_named(lines, request.connection_options)
+        parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
+        if request.host is None:  # HTTP/1.0
+            parts.append(pool.host_line)
+        else:
+            parts.append(b"X-Forwarded-Host: %b\r\n" % request.host)
+        if request.forwarded_for is None:
+            parts.append(client.forwarded_line)
+        else:
+            parts.append(b"X-Forwarded-For: %b, %b" % (request.forwarded_for, client.forwarded_line[17:]))
+        self._request_id = request.request_id or self._relay.new_request_id()
+        if request.request_id is None:
+            parts.append(b"X-Request-Id: %b\r\n" % self._request_id)
+        if request.chunked:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        elif request.upgrade is not None:
+            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
+        parts.append(b"\r\n")
+        self._take_body(parts)
+        upstream.write(b"".join(parts))
+        if upstream.writable:
+            client.resume_reading()  # paused, where more body came than is kept while nobody takes it
+
+    def _take_body(self, parts: list[bytes]) -> None:
+        """Moves the body that has arrived, in the request's own framing, to ``parts``."""
+        request = self.request
+        if request.chunked:
+            parts += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in request.body]
+            if request.complete and not self._writing_body:
+                self._writing_body = True  # the last chunk is written once
+                parts += (b"0\r\n", *request.trailers, b"\r\n")
+        else:
+            parts += request.body
+        request.body.clear()
+        request.body_bytes = 0
+
+    def body_arrived(self) -> None:
+        """More of the request's body: passed on, or kept (and the client paused) while the upstream cannot take it."""
+        upstream, request = self.upstream, self.request
+        if upstream is not None and upstream.writable and self._state < DONE:
+            parts: list[bytes] = []
+            self._take_body(parts)
+            if parts:
+                upstream.write(b"".join(parts))
+                if self._state == SENT:
+                    self._client.deadline = self._relay.now() + (
+                        self._relay.limits.first_byte_timeout_s
+                        if request.complete
+                        else self._relay.limits.body_stall_timeout_s
+                    )
+        if request.body_bytes > self._relay.limits.buffered_bytes_max or (
+            upstream is not None and not upstream.writable
+        ):
+            self._client.pause_reading()
+
+    def upstream_writable(self) -> None:
+        """The upstream takes bytes again."""
+        self.body_arrived()
+        if self.upstream is not None and self.upstream.writable:
+            self._client.resume_reading()
+
+    # --- answer
+
+    def wants_interim(self, status: int) -> bool:
+        """Whether an interim answer (1xx) is passed on: 100 to whoever asked for it, others to whoever knows them."""
+        if self.request.http_1_0 or self._abandoned:
+            return False
+        return self.request.expects_continue if status == 100 else True
+
+    def answer_framing(self, *, bodiless: bool, has_length: bool) -> bytes:
+        """The hop-by-hop lines of the answer to the client."""
+        request = self.request
+        self._ends_with_connection = request.http_1_0 and not has_length and not bodiless
+        if self._ends_with_connection or self._relay.draining or not request.complete:
+            self._keep_alive = False
+        framing = b"" if bodiless or has_length or request.http_1_0 else b"Transfer-Encoding: chunked\r\n"
+        if not self._keep_alive:
+            return framing + b"Connection: close\r\n"
+        return framing + b"Connection: keep-alive\r\n" if request.http_1_0 else framing
+
+    def capture(self, body: bytes) -> None:
+        """Keeps the answer for what it tells about the call, up to a bound: its end is where a stream tells it."""
+        captured = self._captured
+        if captured is not None:
+            captured.append(body)
+            self._captured_bytes += len(body)
+            while self._captured_bytes - len(captured[0]) > self._relay.limits.captured_bytes_max:
+                self._captured_bytes -= len(captured.pop(0))
+
+    def answer_arrived(self, upstream: "UpstreamConnection") -> None:
+        """Bytes for the client; and the end of the answer, where it is complete."""
+        client = self._client
+        if upstream.head_done:
+            self._state = ANSWERING
+            self._status = upstream.status
+        client.deadline = self._relay.now() + self._relay.limits.idle_timeout_s
+        data = upstream.take()
+        if data and not self._abandoned:
+            client.write(data)
+        if upstream.complete:
+            self._answered(upstream)
+
+    def _answered(self, upstream: "UpstreamConnection") -> None:
+        self._settle(upstream.status)
+        self.upstream = None
+        self._state = DONE
+        upstream.done(reusable=self.request.complete)
+        self._client.exchange_done(keep_alive=self._keep_alive and self.request.complete)
+
+    def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
+        """101: the call is over as far as HTTP goes, and is settled; from here bytes pass both ways."""
+        client = self._client
+        self._settle(101)
+        self._state = DONE
+        self.upstream = None
+        upstream.become_tunnel(client)
+        client.write(data)
+        early = client.become_tunnel(upstream)
+        if early:
+            upstream.write(early)
+
+    # --- the ways it goes wrong
+
+    def connect_failed(self, error: BaseException) -> None:
+        if self._state == DONE:
+            return
+        self._settle(rules.NEVER_SENT)
+        self._refuse(self._relay.upstream_unreachable(error), keep_alive=True)
+
+    def overloaded(self) -> None:
+        self._settle(rules.NEVER_SENT)
+        self._refuse(
+            answers.error(503, "overloaded", "Too many calls are waiting for the upstream.", retry_after_s=1),
+            keep_alive=True,
+        )
+
+    def upstream_lost(self, upstream: "UpstreamConnection") -> None:
+        """The connection closed before the answer was complete."""
+        if self._state == SENT and upstream.used and not self._retried and self._is_safe_to_repeat():
+            # A reused connection that closed before any byte of the answer: the upstream had ended it when we sent.
+            self._retried = True
+            self.upstream = None
+            assert self._pool is not None
+            self._forward(self._pool)
+            return
+        self.upstream_failed("the upstream closed the connection before it had answered in full")
+
+    def _is_safe_to_repeat(self) -> bool:
+        request = self.request
+        return request.method in (b"GET", b"HEAD", b"OPTIONS") and not (request.has_length or request.chunked)
+
+    def upstream_failed(self, why: str) -> None:
+        """The upstream's fault. Before the head is out this is a 502; after it, only a reset is honest."""
+        if self._state == DONE:
+            return
+        self._drop_upstream()
+        if self._state == ANSWERING:
+            self._fail_midway()
+            return
+        self._settle(rules.NEVER_ANSWERED)
+        self._refuse(self._relay.upstream_failed(why))
+
+    def request_broken(self) -> None:
+        """The client's body turned out not to be HTTP: what was forwarded of it is cut off."""
+        refusal = self.request.refusal
+        assert refusal is not None
+        was, self._state = self._state, DONE
+        self._drop_upstream()
+        self._settle(rules.NEVER_ANSWERED if was >= SENT else rules.NEVER_SENT)
+        self._state = was
+        if was == ANSWERING:
+            self._fail_midway()
+        else:
+            self._refuse(refusal)
+
+    def client_lost(self) -> None:
+        """The client hung up. What that means for a call that was sent is the policy's choice."""
+        if self._state == DONE or self._abandoned:
+            return
+        choice = self._policy.on_client_abort if self._metered and self._policy is not None else "void"
+        if self._state >= SENT and choice == "finish" and self.request.complete:
+            self._abandoned = True
+            self._relay.abandoned.add(self)
+            if self.upstream is not None:
+                self.upstream.resume_reading()
+            return
+        was, self._state = self._state, DONE
+        if self._pool is not None:
+            self._pool.give_up(self)
+        self._drop_upstream()
+        if was < SENT:
+            self._settle(rules.NEVER_SENT)
+        elif choice == "void":
+            self._void()
+        else:
+            self._settle(self._status or 200)
+
+    def timed_out(self) -> None:
+        """``Relay.tick`` found the client's deadline passed while this exchange was under way."""
+        if self._state == CONNECTING:
+            if self._pool is not None:
+                self._pool.give_up(self)
+            self._settle(rules.NEVER_SENT)
+            self._refuse(self._relay.upstream_timeout("no connection to the upstream came free"), keep_alive=True)
+        elif self._state == SENT:
+            self._drop_upstream()
+            self._settle(rules.NEVER_ANSWERED)
+            if self.request.complete:
+                self._refuse(self._relay.upstream_timeout("the upstream did not begin to answer"))
+            else:
+                self._refuse(answers.error(408, "invalid_request", "The request's body did not arrive in time."))
+        elif self._state == ANSWERING:
+            self._drop_upstream()
+            self._fail_midway()
+
+    def _fail_midway(self) -> None:
+        self._settle(self._status)
+        self._state = DONE
+        # Cut short, a framed answer is seen to be incomplete. One that ends with its connection is not: a reset tells.
+        self._client.cut_off(reset=self._ends_with_connection)
+        self._leave_abandoned()
+
+    def _drop_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.exchange = None
+            upstream.close()
+
+    def _refuse(self, answer: answers.Answer, *, keep_alive: bool = False) -> None:
+        """The gateway's own answer instead of the upstream's."""
+        self._state = DONE
+        request = self.request
+        keep = keep_alive and request.complete and request.keep_alive and not self._relay.draining
+        if keep:
+            connection = b"Connection: keep-alive\r\n" if request.http_1_0 else b""
+        else:
+            connection = b"Connection: close\r\n"
+        body = b"" if request.method == b"HEAD" else answer.body
+        self._client.write(answer.head(connection) + body)
+        self._relay.counters.own_answer(answer.status)
+        self._leave_abandoned()
+        self._client.exchange_done(keep_alive=keep)
+
+    def _leave_abandoned(self) -> None:
+        if self._abandoned:
+            self._relay.abandoned.discard(self)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more can happen to it."""
+        return self._state == DONE
+
+    @property
+    def deadline(self) -> float:
+        """Loop time by which the next thing must have happened."""
+        return self._client.deadline
+
+    # --- settle
+
+    def _void(self) -> None:
+        hold, self._hold = self._hold, None
+        self._metered = False
+        if hold is not None:
+            self._relay.admission.void(hold)
+
+    def _settle(self, status: int) -> None:
+        """Posts or voids the call's hold, once. ``status`` is the upstream's, or one of rules.NEVER_…"""
+        self._leave_abandoned()
+        policy = self._policy
+        if policy is None:
+            return
+        if status > 0:
+            self._relay.counters.cast(policy.name, status, self._relay.now() - self._started)
+            if self._account is None:
+                self._unidentified_answered(status)
+        if not self._metered:
+            return
+        charge = policy.cost.charge_microcents(status)
+        if charge is None:
+            self._void()
+            return
+        hold, self._hold = self._hold, None
+        self._metered = False
+        account = self._account
+        assert account is not None
+        if hold is None:
+            event_id, occurred_ms = self._relay.new_event_id(), wall_clock_ms()
+        else:
+            event_id, occurred_ms = hold.hold_id, hold.admitted_ms
+            self._relay.admission.finished(hold, charge)
+        cast_id = None
+        if self._captured and policy.cast_id_pointer is not None:
+            cast_id = identifier_in(self._captured, policy.cast_id_pointer)
+        self._relay.ledger.append(
+            UsageEvent(
+                event_id=event_id,
+                account_id=account.account_id,
+                policy=policy.name,
+                occurred_ms=occurred_ms,
+                cost_microcents=charge,
+                upstream_status=max(status, 0),
+                outcome="posted",
+                cast_id=cast_id,
+                request_id=self._request_id.decode("latin-1")[:128],
+            )
+        )
+
+    def _unidentified_answered(self, status: int) -> None:
+        """Phase 1 let somebody in whom we do not know: what the cache believes of these credentials is wrong."""
+        if 200 <= status < 300 and self._credentials is not None:
+            self._relay.identify.forget(self._credentials)
+            self._relay.counters.unidentified_success.add()

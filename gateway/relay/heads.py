@@ -1,0 +1,76 @@
+"""Header blocks on their way through an intermediary (RFC 9110 §7.6).
+
+Field lines keep their order and spelling; only hop-by-hop fields are taken out, and the gateway's own are added.
+"""
+
+from collections.abc import Iterable
+
+# What the relay itself looks at; every other field passes unread. Lower-case name -> what it is.
+(
+    HOST,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    CONNECTION,
+    HOP_BY_HOP,
+    UPGRADE,
+    EXPECT,
+    AUTHORIZATION,
+    API_KEY,
+    COOKIE,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    FORWARDED_HOST,
+    REQUEST_ID,
+) = range(14)
+
+_ALWAYS_HOP_BY_HOP = {b"keep-alive": HOP_BY_HOP, b"proxy-connection": HOP_BY_HOP, b"te": HOP_BY_HOP}
+
+_REQUEST_FIELDS = {
+    b"host": HOST,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"upgrade": UPGRADE,
+    b"expect": EXPECT,
+    b"cookie": COOKIE,
+    b"x-forwarded-for": FORWARDED_FOR,
+    b"x-forwarded-proto": FORWARDED_PROTO,
+    b"x-forwarded-host": FORWARDED_HOST,
+    b"x-request-id": REQUEST_ID,
+    **_ALWAYS_HOP_BY_HOP,
+}
+
+
+def request_fields(key_field: str, alternative_field: str | None) -> dict[bytes, int]:
+    """What each request field is, given the names of the fields that carry an API key."""
+    fields = dict(_REQUEST_FIELDS)
+    if alternative_field is not None:
+        fields[alternative_field.lower().encode()] = API_KEY
+    fields[key_field.lower().encode()] = AUTHORIZATION
+    return fields
+
+
+RESPONSE_FIELDS: dict[bytes, int] = {
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"upgrade": UPGRADE,
+    **_ALWAYS_HOP_BY_HOP,
+}
+
+# A sender may not take these away from the next hop by naming them in Connection: they say where a message goes, and
+# where it ends.
+_NOT_REMOVABLE = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive", b"upgrade", b"te", b"")
+)
+
+
+def connection_tokens(value: bytes) -> list[bytes]:
+    """The lower-cased options of a Connection or Upgrade field (RFC 9110 §7.6.1)."""
+    return [token.strip().lower() for token in value.split(b",")]
+
+
+def without_named(lines: Iterable[bytes], options: Iterable[bytes]) -> list[bytes]:
+    """Field lines but those that the sender's Connection options named as hop-by-hop."""
+    named = frozenset(options) - _NOT_REMOVABLE
+    return [line for line in lines if line.partition(b":")[0].lower() not in named]

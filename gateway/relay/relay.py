@@ -1,0 +1,239 @@
+"""What all connections of one worker share: limits, pools, services, counters, and the tick that enforces deadlines."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from gateway.policy import answers
+from gateway.policy.answers import Answer
+from gateway.policy.routes import Ambiguous, RouteTable
+from gateway.policy.rules import Policy, Rules
+from gateway.relay.client import ClientConnection
+from gateway.relay.counters import Counters
+from gateway.relay.request import Request
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.admission import Admission
+    from gateway.identify import Credentials, Identify
+    from gateway.ledger import Ledger
+    from gateway.metrics import Metrics
+    from gateway.relay.exchange import Exchange
+    from gateway.relay.upstream import Pool
+    from gateway.tasks import Tasks
+
+# Deadlines are looked at this often: a time-out is late by at most this much, and no request pays for a timer.
+TICK_S = 0.25
+# A client that is between two requests when the worker begins to drain gets this long to send the next one and be
+# told, with the answer, that the connection ends.
+DRAIN_GRACE_S = 1.0
+_REQUEST_ID_CHARACTERS_MAX = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on every client and upstream connection; ``config.yaml`` says why each is what it is."""
+
+    head_bytes_max: int
+    headers_max: int
+    target_bytes_max: int
+    header_timeout_s: float
+    body_stall_timeout_s: float
+    keepalive_timeout_s: float
+    connections_max: int
+    buffered_bytes_max: int
+    captured_bytes_max: int
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    tunnel_idle_timeout_s: float
+
+
+class Relay:
+    """One worker's data plane."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        rules: Rules,
+        identify: "Identify",
+        admission: "Admission",
+        ledger: "Ledger",
+        metrics: "Metrics",
+        tasks: "Tasks",
+        hosted_paths: frozenset[bytes],
+        request_fields: dict[bytes, int],
+        new_event_id: Callable[[], str],
+    ) -> None:
+        self.limits = limits
+        self.identify = identify
+        self.admission = admission
+        self.ledger = ledger
+        self.tasks = tasks
+        self.hosted_paths = hosted_paths
+        self.request_fields = request_fields
+        self.new_event_id = new_event_id
+        self.upstream_pool: Pool
+        self.hosted_pool: Pool
+        self.draining = False
+        self.abandoned: set[Exchange] = set()
+        self._connections: set[ClientConnection] = set()
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._request_prefix = os.urandom(8).hex().encode()
+        self._requests_begun = 0
+        self.counters = Counters(metrics)
+        self.use(rules)
+
+    def use(self, rules: Rules) -> None:
+        """Takes new rules; requests under way keep the policy they began with."""
+        self.rules = rules
+        self.routes = RouteTable(rules.policies)
+
+    # --- connections
+
+    def opened(self, connection: ClientConnection) -> bool:
+        """Registers a client connection; False where there are too many."""
+        self._connections.add(connection)
+        self.counters.connections_open.set(len(self._connections))
+        return len(self._connections) <= self.limits.connections_max
+
+    def closed(self, connection: ClientConnection) -> None:
+        self._connections.discard(connection)
+        self.counters.connections_open.set(len(self._connections))
+
+    async def tick_forever(self) -> None:
+        """Holds every connection to its deadline."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        now = self.now()
+        for connection in [late for late in self._connections if late.deadline < now]:
+            connection.timed_out()
+        for exchange in [late for late in self.abandoned if late.deadline < now]:
+            exchange.timed_out()
+        self.upstream_pool.close_old()
+        self.hosted_pool.close_old()
+        self.counters.upstream_connections.set(len(self.upstream_pool))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Lets every exchange finish; each answer tells its client that the connection ends."""
+        self.draining = True
+        start = self.now()
+        while (self._connections or self.abandoned) and self.now() - start < timeout_s:
+            if self.now() - start > min(DRAIN_GRACE_S, timeout_s / 2):
+                for connection in list(self._connections):
+                    connection.drain()
+            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.cut_off(reset=False)
+
+    # --- what a request is refused with
+
+    def refusal_of(self, request: Request) -> Answer | None:
+        """What the head alone is refused with (RFC 9112 §3.2, §6.1); None where it may go on."""
+        limits = self.limits
+        if request.hosts != 1 and not (request.http_1_0 and request.hosts == 0):
+            return _invalid("A request needs exactly one Host field.", f"found {request.hosts} of them, expected 1")
+        if len(request.target) > limits.target_bytes_max:
+            return answers.error(
+                414,
+                "invalid_request",
+                "The request target is too long.",
+                details=f"found {len(request.target)} bytes, expected at most {limits.target_bytes_max}",
+            )
+        if request.head_bytes > limits.head_bytes_max:
+            return answers.error(
+                431,
+                "invalid_request",
+                "The header block is too large.",
+                details=f"found {request.head_bytes} bytes, expected at most {limits.head_bytes_max}",
+            )
+        if len(request.lines) > limits.headers_max:
+            return answers.error(
+                431,
+                "invalid_request",
+                "There are too many header fields.",
+                details=f"found {len(request.lines)}, expected at most {limits.headers_max}",
+            )
+        if request.http_1_0 and request.chunked:
+            return _invalid(
+                "HTTP/1.0 has no chunked bodies.", "found Transfer-Encoding: chunked in an HTTP/1.0 request"
+            )
+        if request.request_id is not None and len(request.request_id) > _REQUEST_ID_CHARACTERS_MAX:
+            return _invalid(
+                "The X-Request-Id is too long.",
+                f"found {len(request.request_id)} characters, expected at most {_REQUEST_ID_CHARACTERS_MAX}",
+            )
+        return None
+
+    def ambiguous_target(self, request: Request, match: Ambiguous) -> Answer:
+        target = request.target[:200].decode("latin-1")
+        return _invalid(
+            "This spelling of the path is not accepted.",
+            f"found {target!r}, which some servers read as {match.policy.path!r}; send the path itself",
+        )
+
+    def two_credentials(self, policy: Policy) -> Answer:
+        return _invalid(
+            "A request must not carry two Authorization fields.",
+            f"found a credential field twice on a call of policy {policy.name!r}, expected it at most once",
+        )
+
+    def upstream_unreachable(self, error: BaseException) -> Answer:
+        self.counters.upstream_error("unreachable")
+        return answers.error(502, "upstream_unreachable", "The service behind this gateway cannot be reached.")
+
+    def upstream_failed(self, why: str) -> Answer:
+        self.counters.upstream_error("failed")
+        return answers.error(502, "upstream_unreachable", "The service behind this gateway broke off.", details=why)
+
+    def upstream_timeout(self, why: str) -> Answer:
+        self.counters.upstream_error("timeout")
+        return answers.error(
+            504, "upstream_timeout", "The service behind this gateway did not answer in time.", details=why
+        )
+
+    # --- what a call is
+
+    def rate_keys(
+        self, policy: Policy, account: "Account", request: Request, credentials: "Credentials | None", address: bytes
+    ) -> tuple[str, ...]:
+        """The value of each rate limit's key for this call, in the policy's order."""
+        return tuple(
+            account.account_id
+            if limit.key == "account"
+            else _rate_key(limit.key, policy, request, credentials, address)
+            for limit in policy.rate_limits
+        )
+
+    def new_request_id(self) -> bytes:
+        """32 hex digits, unique among all workers."""
+        self._requests_begun += 1
+        return b"%b%016x" % (self._request_prefix, self._requests_begun)
+
+
+def _invalid(message: str, details: str) -> Answer:
+    return answers.error(400, "invalid_request", message, details=details)
+
+
+def _rate_key(key: str, policy: Policy, request: Request, credentials: "Credentials | None", address: bytes) -> str:
+    if key == "ip":
+        return address.decode()
+    if key == "route":
+        return policy.name
+    if key == "api_key":
+        secret = next(filter(None, credentials), b"") if credentials is not None else b""
+        return sha256(secret).hexdigest()[:32]
+    name = key.removeprefix("header:").lower().encode()
+    for line in request.lines:
+        found, _, value = line.partition(b":")
+        if found.lower() == name:
+            return sha256(value.strip()).hexdigest()[:32]  # whatever a client sends, the key stays short
+    return ""

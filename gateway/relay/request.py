@@ -1,0 +1,114 @@
+"""A request as it is being received: one parsed head, and what has arrived of its body."""
+
+from gateway.policy import answers
+from gateway.relay import heads
+
+
+class Request:
+    """What the parser has found so far; filled in by the client connection, read and emptied by the exchange."""
+
+    __slots__ = (
+        "api_key",
+        "authorization",
+        "body",
+        "body_bytes",
+        "broken",
+        "chunked",
+        "complete",
+        "connection_options",
+        "cookie",
+        "expects_continue",
+        "forwarded_for",
+        "has_length",
+        "has_two_credentials",
+        "head_bytes",
+        "host",
+        "hosts",
+        "http_1_0",
+        "keep_alive",
+        "lines",
+        "method",
+        "refusal",
+        "request_id",
+        "target",
+        "trailers",
+        "upgrade",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.lines: list[bytes] = []  # field lines to pass on, each ending in CRLF
+        self.head_bytes = 0
+        self.host: bytes | None = None
+        self.hosts = 0
+        self.authorization: bytes | None = None
+        self.has_two_credentials = False
+        self.api_key: bytes | None = None
+        self.cookie: bytes | None = None
+        self.request_id: bytes | None = None
+        self.forwarded_for: bytes | None = None
+        self.connection_options: list[bytes] = []
+        self.upgrade: bytes | None = None
+        self.expects_continue = False
+        self.has_length = False
+        self.chunked = False
+        self.http_1_0 = False
+        self.keep_alive = True
+        self.body: list[bytes] = []  # arrived, not yet passed on
+        self.body_bytes = 0
+        self.trailers: list[bytes] = []
+        self.complete = False
+        self.broken = False  # the parser refused the rest of it
+        self.refusal: answers.Answer | None = None  # what the head alone is refused with
+
+    def take_field(self, field: int, name: bytes, value: bytes) -> None:
+        """A field that the relay looks at: ``field`` is one of heads' constants."""
+        if field == heads.CONNECTION:
+            self.connection_options += heads.connection_tokens(value)
+            return
+        if field == heads.TRANSFER_ENCODING:
+            self.chunked = True
+            if value.strip().lower() != b"chunked":
+                self.refusal = answers.error(
+                    501,
+                    "invalid_request",
+                    "This transfer coding is not supported.",
+                    details=f"found Transfer-Encoding: {value[:64].decode('latin-1')!r}, expected chunked",
+                )
+            return
+        if field == heads.UPGRADE:
+            self.upgrade = value
+            return
+        if field == heads.HOP_BY_HOP:
+            return
+        if field == heads.HOST:
+            self.host = value
+            self.hosts += 1
+        elif field == heads.CONTENT_LENGTH:
+            self.has_length = True
+        elif field == heads.AUTHORIZATION:
+            self.has_two_credentials |= self.authorization is not None
+            self.authorization = value
+        elif field == heads.API_KEY:
+            self.has_two_credentials |= self.api_key is not None
+            self.api_key = value
+        elif field == heads.COOKIE:
+            self.cookie = value if self.cookie is None else self.cookie + b"; " + value
+        elif field == heads.EXPECT:
+            self.expects_continue = True
+            if value.lower() != b"100-continue":
+                self.refusal = answers.error(
+                    417,
+                    "invalid_request",
+                    "This expectation cannot be met.",
+                    details=f"found Expect: {value[:64].decode('latin-1')!r}, expected 100-continue",
+                )
+        elif field == heads.FORWARDED_FOR:
+            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+            return
+        elif field in (heads.FORWARDED_PROTO, heads.FORWARDED_HOST):
+            return  # the client's claim; the gateway writes its own
+        elif field == heads.REQUEST_ID:
+            self.request_id = value
+        self.lines.append(b"%b: %b\r\n" % (name, value))

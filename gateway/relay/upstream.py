@@ -1,0 +1,399 @@
+"""The upstream's side of the relay: one connection, and the pool that keeps the idle ones.
+
+An answer is turned into the bytes for the client while it is parsed, collected, and handed over only when the parser
+has accepted everything it was fed: a bad upstream cannot split an answer in two.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from gateway.relay import heads
+
+if TYPE_CHECKING:
+    from gateway.relay.client import ClientConnection
+    from gateway.relay.exchange import Exchange
+    from gateway.relay.relay import Relay
+
+Connector = Callable[[Callable[[], "UpstreamConnection"]], Awaitable[object]]
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One keep-alive connection to an upstream; serves one exchange at a time."""
+
+    __slots__ = (
+        "_chunk_framing",
+        "_chunked",
+        "_connection_options",
+        "_has_length",
+        "_interim",
+        "_invalid",
+        "_lines",
+        "_out",
+        "_parser",
+        "_reading_paused",
+        "_reason",
+        "_relay",
+        "_unusable",
+        "_upgrade",
+        "complete",
+        "exchange",
+        "head_done",
+        "idle_since",
+        "open",
+        "peer",
+        "pool",
+        "status",
+        "transport",
+        "used",
+        "writable",
+    )
+
+    def __init__(self, relay: "Relay", pool: "Pool") -> None:
+        self._relay = relay
+        self.pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self.exchange: Exchange | None = None
+        self.peer: ClientConnection | None = None
+        self.open = False
+        self.writable = True
+        self.used = False  # has carried an exchange before: it may be closing at this very moment
+        self.idle_since = 0.0
+        self._reading_paused = False
+        self._unusable = False
+        self._upgrade: bytes | None = None
+        self._out: list[bytes] = []
+        self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        self.status = 0
+        self.head_done = False
+        self.complete = False
+        self._interim = False
+        self._invalid: str | None = None
+        self._reason = b""
+        self._lines: list[bytes] = []
+        self._connection_options: list[bytes] = []
+        self._has_length = False
+        self._chunked = False
+        self._chunk_framing = False
+
+    # --- transport events
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None:
+            self._relay_tunnel(data)
+            return
+        exchange = self.exchange
+        if exchange is None:  # nobody asked: whatever it is, it must not become the next exchange's answer
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._invalid is None:
+                self._out.append(data[upgrade.args[0] :])
+                exchange.switched_protocols(self, self.take())
+                return
+        except httptools.HttpParserError as error:
+            if not self.complete:
+                self._unusable = True
+                exchange.upstream_failed(f"the upstream's answer is not valid HTTP/1.1: {error}")
+                return
+            self._unusable = True  # bytes after a complete answer
+        if self._invalid is not None:
+            exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
+        elif self._out or self.complete:
+            exchange.answer_arrived(self)
+
+    def take(self) -> bytes:
+        """The bytes for the client that have been collected."""
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data
+
+    def eof_received(self) -> bool:
+        if self.peer is not None:
+            self.peer.half_close()
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        self.pool.lost(self)
+        if self.peer is not None:
+            self.peer.close()
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if self.head_done and not self._has_length and not self._chunked and not self.complete and exc is None:
+            self._end_of_body()  # an answer that ends where the connection does (RFC 9112 §6.3, item 8)
+            exchange.answer_arrived(self)
+        else:
+            exchange.upstream_lost(self)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        if self.peer is not None:
+            self.peer.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.peer is not None:
+            self.peer.resume_reading()
+        elif self.exchange is not None:
+            self.exchange.upstream_writable()
+
+    # --- parser events: collect only
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self._unusable = True  # a second answer to one request
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete:
+            return
+        if self.head_done:
+            if self._chunk_framing and not self._interim:
+                self._lines.append(b"%b: %b\r\n" % (name, value))  # a trailer
+            return
+        field = heads.RESPONSE_FIELDS.get(name.lower())
+        if field is None:
+            self._lines.append(b"%b: %b\r\n" % (name, value))
+        elif field == heads.CONTENT_LENGTH:
+            self._has_length = True
+            self._lines.append(b"%b: %b\r\n" % (name, value))
+        elif field == heads.TRANSFER_ENCODING:
+            self._chunked = True
+            if value.strip().lower() != b"chunked":
+                self._invalid = "its transfer coding is not chunked"
+        elif field == heads.CONNECTION:
+            self._connection_options += heads.connection_tokens(value)
+        elif field == heads.UPGRADE:
+            self._upgrade = value
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        exchange = cast("Exchange", self.exchange)
+        status = self._parser.get_status_code()
+        if status < 200 and status != 101:
+            self._interim = True
+            if exchange.wants_interim(status):
+                self._write_head(status, b"")
+            return
+        self.status = status
+        self.head_done = True
+        if self._chunked and self._has_length:
+            self._invalid = "it has both Transfer-Encoding and Content-Length"
+        elif status == 101 and exchange.request.upgrade is None:
+            self._invalid = "it switches protocols unasked"
+        if not self._parser.should_keep_alive():
+            self._unusable = True
+        bodiless = exchange.request.method == b"HEAD" or status in (204, 304)
+        if status == 101:
+            framing = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (self._upgrade or b"")
+        else:
+            self._chunk_framing = not bodiless and not self._has_length and not exchange.request.http_1_0
+            framing = exchange.answer_framing(bodiless=bodiless, has_length=self._has_length)
+        self._write_head(status, framing)
+        self._lines = []
+        if bodiless:
+            # The parser cannot be told that this answer has no body; it is not asked again.
+            self.complete = True
+            self._parser = httptools.HttpResponseParser(self)
+
+    def _write_head(self, status: int, framing: bytes) -> None:
+        lines = self._lines
+        if len(self._connection_options) > 1 or self._connection_options not in ([], [b"keep-alive"], [b"close"]):
+            lines = heads.without_named(lines, self._connection_options)
+        self._out.append(b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, self._reason, b"".join(lines), framing))
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            self._unusable = True  # a body where there is none
+            return
+        cast("Exchange", self.exchange).capture(body)
+        self._out.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunk_framing else body)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._begin_answer()
+        elif not self.complete:
+            self._end_of_body()
+
+    def _end_of_body(self) -> None:
+        self.complete = True
+        if self._chunk_framing:
+            self._out.append(b"0\r\n%b\r\n" % b"".join(self._lines))
+
+    # --- what the exchange calls
+
+    def start(self, exchange: "Exchange") -> None:
+        """Serves this exchange from here on."""
+        self.exchange = exchange
+        self._begin_answer()
+
+    def write(self, data: bytes) -> None:
+        if self.open:
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        if self.open and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.open and self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def done(self, *, reusable: bool) -> None:
+        """The exchange is over. Back to the pool, where both sides of the connection are at a message's end."""
+        self.exchange = None
+        self.used = True
+        self.resume_reading()
+        if reusable and self.open and self.complete and not self._unusable and not self.transport.is_closing():
+            self.pool.release(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        self._unusable = True
+        if self.open:
+            self.transport.abort()
+
+    # --- tunnel
+
+    def become_tunnel(self, peer: "ClientConnection") -> None:
+        self.exchange = None
+        self.peer = peer
+
+    def _relay_tunnel(self, data: bytes) -> None:
+        peer = cast("ClientConnection", self.peer)
+        peer.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+        peer.write(data)
+
+    def half_close(self) -> None:
+        if self.open and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+class Pool:
+    """Connections to one upstream. Idle ones are reused newest first, so that surplus ones grow old and are closed."""
+
+    def __init__(
+        self,
+        relay: "Relay",
+        name: str,
+        connector: Connector,
+        *,
+        host_line: bytes,
+        connections_max: int,
+        waiting_max: int,
+        keepalive_idle_s: float,
+    ) -> None:
+        self.name = name
+        self.host_line = host_line  # for HTTP/1.0 requests that name no host
+        self._relay = relay
+        self._connector = connector
+        self._connections_max = connections_max
+        self._waiting_max = waiting_max
+        self._keepalive_idle_s = keepalive_idle_s
+        self._idle: list[UpstreamConnection] = []
+        self._all: set[UpstreamConnection] = set()
+        self._connecting = 0
+        self._waiting: deque[Exchange] = deque()
+
+    def acquire(self, exchange: "Exchange") -> None:
+        """Calls ``exchange.connected`` at once with an idle connection, or later with a new or released one.
+
+        ``exchange.connect_failed`` says that none could be made; ``exchange.overloaded`` that too many wait already.
+        """
+        oldest = self._relay.now() - self._keepalive_idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open and connection.idle_since >= oldest and not connection.transport.is_closing():
+                exchange.connected(connection)
+                return
+            connection.close()
+        if len(self._waiting) >= self._waiting_max:
+            exchange.overloaded()
+            return
+        self._waiting.append(exchange)
+        self._connect_more()
+
+    def _connect_more(self) -> None:
+        if self._connecting < len(self._waiting) and len(self._all) + self._connecting < self._connections_max:
+            self._connecting += 1
+            self._relay.tasks.start(f"connect to {self.name}", self._connect())
+
+    async def _connect(self) -> None:
+        connection = UpstreamConnection(self._relay, self)
+        try:
+            async with asyncio.timeout(self._relay.limits.connect_timeout_s):
+                await self._connector(lambda: connection)
+        except (OSError, TimeoutError) as error:
+            self._connecting -= 1
+            if self._waiting:
+                self._waiting.popleft().connect_failed(error)
+            self._connect_more()
+            return
+        self._connecting -= 1
+        if not connection.open:  # accepted and closed in one breath
+            if self._waiting:
+                self._waiting.popleft().connect_failed(ConnectionResetError("closed as soon as it was opened"))
+            return
+        self._all.add(connection)
+        self._offer(connection)
+
+    def _offer(self, connection: UpstreamConnection) -> None:
+        while self._waiting:
+            exchange = self._waiting.popleft()
+            if not exchange.finished:
+                exchange.connected(connection)
+                return
+        connection.idle_since = self._relay.now()
+        self._idle.append(connection)
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """A connection whose exchange is over: the next one waiting gets it, else it idles."""
+        self._offer(connection)
+
+    def give_up(self, exchange: "Exchange") -> None:
+        """The exchange no longer waits."""
+        if exchange in self._waiting:
+            self._waiting.remove(exchange)
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._connect_more()
+
+    def close_old(self) -> None:
+        """Closes what has idled too long; called from ``Relay.tick``."""
+        oldest = self._relay.now() - self._keepalive_idle_s
+        for connection in [idle for idle in self._idle if idle.idle_since < oldest]:
+            self._idle.remove(connection)
+            connection.close()
+
+    def close(self) -> None:
+        """Closes every connection; exchanges still under way see it lost."""
+        for connection in list(self._all):
+            connection.close()
+
+    def __len__(self) -> int:
+        return len(self._all)

@@ -1,0 +1,252 @@
+"""One worker process: where everything is put together, and the order in which it starts and stops.
+
+Start: configuration, stores (which connect when they are first needed: a missing one delays nothing), services, relay,
+listener. Stop: accept no more, let exchanges finish, flush the ledger, settle the holds, close the pools.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from gateway import log
+from gateway.accounts import Accounts
+from gateway.admission import Admission
+from gateway.config import ConfigError, Loaded, Settings, load
+from gateway.database import Database
+from gateway.hosted.app import hosted_paths
+from gateway.hosted.server import HostedServer
+from gateway.hosted.services import Services
+from gateway.identify import Identify
+from gateway.ledger import Ledger, event_id
+from gateway.metrics import Metrics, exposition
+from gateway.policy.rules import Rules
+from gateway.relay import heads
+from gateway.relay.client import ClientConnection
+from gateway.relay.counters import wall_clock_ms
+from gateway.relay.relay import Limits, Relay
+from gateway.relay.upstream import Pool
+from gateway.tasks import Tasks
+
+# Connections to the hosted application cost two file descriptors each and no network.
+_HOSTED_CONNECTIONS_MAX = 64
+_HOSTED_IDLE_S = 60.0
+# Calls that may wait for an upstream connection before the rest is told to come back later.
+_WAITING_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What the supervisor tells a worker, as JSON in the environment variable CASTGATE_WORKER."""
+
+    index: int
+    listen_fd: int
+    control_fd: int
+    config: str
+    runtime_dir: str
+    gateway_id: str
+    start: int
+
+
+class Worker:
+    """The services of one worker process, composed."""
+
+    def __init__(self, parameters: Parameters, loaded: Loaded) -> None:
+        settings = loaded.settings
+        self._parameters = parameters
+        self._settings = settings
+        self._rules = loaded.rules
+        self._tasks = Tasks()
+        self._metrics = Metrics(Path(parameters.runtime_dir), f"worker-{parameters.index}")
+        self._metrics.config_version(loaded.rules.version)
+        worker_id = f"{parameters.gateway_id}-{parameters.index}-{parameters.start}"
+        self._database = Database.from_settings(settings.database, self._metrics)
+        self._accounts = Accounts(
+            self._database,
+            self._current_rules,
+            self._tasks,
+            entries_max=settings.accounts.entries_max,
+            facts_ttl_s=settings.accounts.facts_ttl_s,
+        )
+        self._identify = Identify(self._database, self._accounts, settings.identity, self._tasks, self._metrics)
+        self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics)
+        self._admission = Admission(
+            worker_id=worker_id,
+            settings=settings,
+            accounts=self._accounts,
+            ledger=self._ledger,
+            rules=self._current_rules,
+            tasks=self._tasks,
+            metrics=self._metrics,
+        )
+        self._ledger.on_committed = self._admission.posted
+        self._hosted = HostedServer(self._services(), self._tasks)
+        self._relay = self._new_relay()
+        self._server: asyncio.Server | None = None
+
+    def _current_rules(self) -> Rules:
+        return self._rules
+
+    def _services(self) -> Services:
+        runtime_dir = Path(self._parameters.runtime_dir)
+        return Services(
+            identify=self._identify,
+            accounts=self._accounts,
+            admission=self._admission,
+            database=self._database,
+            rules=self._current_rules,
+            settings=lambda: self._settings,
+            render_metrics=lambda accept: exposition(runtime_dir, accept),
+            now_ms=wall_clock_ms,
+        )
+
+    def _new_relay(self) -> Relay:
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        upstream, api_key = settings.upstream, settings.identity.api_key
+        relay = Relay(
+            limits=_limits(settings),
+            rules=self._rules,
+            identify=self._identify,
+            admission=self._admission,
+            ledger=self._ledger,
+            metrics=self._metrics,
+            tasks=self._tasks,
+            hosted_paths=hosted_paths(metrics_public=settings.metrics.public),
+            request_fields=heads.request_fields(api_key.header, api_key.alternative_header),
+            new_event_id=event_id,
+        )
+        relay.upstream_pool = Pool(
+            relay,
+            "upstream",
+            lambda factory: loop.create_connection(factory, upstream.host, upstream.port),
+            host_line=f"Host: {upstream.url.partition('//')[2].rstrip('/')}\r\n".encode(),
+            connections_max=upstream.connections_max,
+            waiting_max=_WAITING_MAX,
+            keepalive_idle_s=upstream.keepalive_idle_s,
+        )
+        relay.hosted_pool = Pool(
+            relay,
+            "hosted",
+            lambda factory: loop.create_connection(factory, sock=self._hosted.connect()),
+            host_line=b"Host: localhost\r\n",
+            connections_max=_HOSTED_CONNECTIONS_MAX,
+            waiting_max=_WAITING_MAX,
+            keepalive_idle_s=_HOSTED_IDLE_S,
+        )
+        return relay
+
+    async def start(self) -> None:
+        """Listens; from here on requests are served."""
+        await self._hosted.start()
+        await self._admission.start()
+        self._tasks.start("relay.tick", self._relay.tick_forever())
+        listener = socket.socket(fileno=self._parameters.listen_fd)
+        listener.setblocking(False)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self._relay), sock=listener, backlog=self._settings.listen.backlog
+        )
+
+    def reload(self) -> str:
+        """Takes new policies and plans at once, for every request that begins from now on; returns their version.
+
+        Raises ConfigError and changes nothing where the files are not right. Settings of ``config.yaml`` that shape the
+        process itself (listeners, stores, limits) are read at start only.
+        """
+        loaded = load(Path(self._parameters.config), os.environ)
+        self._rules = loaded.rules
+        self._relay.use(loaded.rules)
+        self._accounts.rules_changed()
+        self._metrics.config_version(loaded.rules.version)
+        return loaded.rules.version
+
+    async def stop(self) -> None:
+        """Accepts no more, finishes, settles, flushes, closes: in this order nothing is lost."""
+        if self._server is not None:
+            self._server.close()
+        await self._relay.drain(self._settings.drain_timeout_s)
+        await self._hosted.close()
+        await self._ledger.close()
+        await self._admission.close()
+        self._relay.upstream_pool.close()
+        self._relay.hosted_pool.close()
+        await self._tasks.drain(0)
+        await self._database.close()
+        self._metrics.close()
+
+
+def _limits(settings: Settings) -> Limits:
+    limits, upstream = settings.limits, settings.upstream
+    return Limits(
+        head_bytes_max=limits.head_bytes_max,
+        headers_max=limits.headers_max,
+        target_bytes_max=limits.target_bytes_max,
+        header_timeout_s=limits.header_timeout_s,
+        body_stall_timeout_s=limits.body_stall_timeout_s,
+        keepalive_timeout_s=limits.keepalive_timeout_s,
+        connections_max=limits.connections_max,
+        buffered_bytes_max=limits.buffered_bytes_max,
+        captured_bytes_max=limits.captured_bytes_max,
+        connect_timeout_s=upstream.connect_timeout_s,
+        first_byte_timeout_s=upstream.first_byte_timeout_s,
+        idle_timeout_s=upstream.idle_timeout_s,
+        tunnel_idle_timeout_s=limits.tunnel_idle_timeout_s,
+    )
+
+
+async def _serve(parameters: Parameters, loaded: Loaded) -> None:
+    """Serves until the supervisor says ``drain``, or is gone."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=parameters.control_fd))
+
+    def say(**event: str) -> None:
+        with contextlib.suppress(ConnectionError):  # the supervisor is gone: the reader sees it too
+            writer.write(json.dumps(event).encode() + b"\n")
+
+    worker = Worker(parameters, loaded)
+    try:
+        try:
+            await worker.start()
+        except Exception as error:
+            say(event="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        say(event="ready", version=loaded.rules.version)
+        while line := await reader.readline():
+            operation = json.loads(line)["op"]
+            if operation == "drain":
+                break
+            if operation == "reload":
+                try:
+                    say(event="reloaded", version=worker.reload())
+                except ConfigError as error:
+                    say(event="reload_failed", error=str(error))
+        say(event="stopping")
+    finally:
+        await worker.stop()
+        writer.close()
+
+
+def main() -> None:
+    """Runs one worker; started by the supervisor, and by nobody else."""
+    text = os.environ.get("CASTGATE_WORKER")
+    if text is None:
+        sys.exit("gateway.worker is started by castgate serve")
+    parameters = Parameters(**json.loads(text))
+    # The supervisor decides when to stop; a Ctrl-C at the terminal reaches every process of the group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    loaded = load(Path(parameters.config), os.environ)
+    log.configure(loaded.settings.log.level, loaded.settings.log.format)
+    structlog.contextvars.bind_contextvars(worker=parameters.index)
+    uvloop.run(_serve(parameters, loaded))
+
+
+if __name__ == "__main__":
+    main()
