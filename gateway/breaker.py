@@ -1,10 +1,10 @@
-"""A circuit breaker: who asks a store that is away is told so at once, and one call at a time finds out whether it is back.
+"""A circuit breaker: who asks a store that is away is told so at once; one call at a time finds out whether it is back.
 
 Theory. A call that waits for a dead store costs its time-out; a thousand calls that wait cost the gateway. So after
-``failures_max`` failures in a row nobody is let through any more (OPEN). After a pause one call is (HALF_OPEN): the probe.
-Its success lets everybody through (CLOSED); its failure starts the next pause, twice as long, up to a bound. A call that
-was under way when the circuit opened may still report: that changes nothing, it speaks of an earlier time. A probe that
-never reports is given up after the pause that a failure would have cost.
+``failures_max`` failures in a row nobody is let through any more (OPEN). After a pause one call is (HALF_OPEN): the
+probe. Its success lets everybody through (CLOSED); its failure starts the next pause, twice as long, up to a bound. A
+call that was under way when the circuit opened may still report: that changes nothing, it speaks of an earlier time. A
+probe that never reports is given up after the pause that a failure would have cost.
 
     state      event                          next       also
     CLOSED     succeeded                      CLOSED     forget failures
@@ -37,13 +37,13 @@ _log = structlog.get_logger()
 
 
 class Breaker:
-    """The breaker of one store. ``clock`` gives seconds that never go back; ``changed`` hears (before, after, reason)."""
+    """The breaker of one store. ``clock`` gives seconds that never fall; ``changed`` hears (before, after, reason)."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], float],
-        changed: Callable[[str, str, str], None] = lambda before, after, reason: None,
+        changed: Callable[[str, str, str], None] = lambda *_: None,
         failures_max: int = 1,
         pause_s: float = PAUSE_S,
         pause_max_s: float = PAUSE_MAX_S,

@@ -237,7 +237,7 @@ class _Cut:
         connection.terminate()
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[type-arg]  # not subscriptable at run time
+class _Connection(asyncpg.Connection):
     """Nothing here sets anything on a connection for longer than a transaction, so a release needs no round trip."""
 
     def get_reset_query(self) -> str:

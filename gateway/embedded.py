@@ -53,9 +53,9 @@ class RunningServer:
 
     name: str
     port: int
-    pid: int
     url: str
     log: Path
+    process: "subprocess.Popen[bytes]"
 
 
 def _do_nothing() -> None:
@@ -71,7 +71,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise EmbeddedError(f"{what} {folder} is in use by another process (pid {lock.read().strip()})") from None
+            raise EmbeddedError(f"{what} {folder} is in use by {_holder(lock.read())}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -120,9 +120,9 @@ def embedded_postgres(
                 return lines[0] == str(pid) and len(lines) > 7 and lines[7].strip() == "ready"
             return False
 
-        with start.run(command, ready, stop_by=signal.SIGQUIT if ephemeral else signal.SIGINT) as (pid, port):
+        with start.run(command, ready, stop_by=signal.SIGQUIT if ephemeral else signal.SIGINT) as (process, port):
             url = f"postgresql://postgres:{password}@{HOST}:{port}/{DATABASE}"
-            yield RunningServer(name="Postgres", port=port, pid=pid, url=url, log=start.log)
+            yield RunningServer(name="Postgres", port=port, url=url, log=start.log, process=process)
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ def embedded_redis(
         settings = {
             "bind": HOST,
             "requirepass": password,
-            "dir": f'"{folder}"',
+            "dir": _quoted(folder),
             "databases": str(REDIS_DATABASES),
             "save": '""',
             "appendonly": "no" if ephemeral else "yes",
@@ -160,10 +160,10 @@ def embedded_redis(
         def ready(pid: int, port: int) -> bool:
             return _redis_is_ready(pid, port, password)
 
-        with start.run(command, ready, stop_by=signal.SIGKILL if ephemeral else signal.SIGTERM) as (pid, port):
-            pid_file.write_text(f"{pid}\n{HOST}:{port}\n")  # Redis shows its address in the process list
+        with start.run(command, ready, stop_by=signal.SIGKILL if ephemeral else signal.SIGTERM) as (process, port):
+            pid_file.write_text(f"{process.pid}\n{HOST}:{port}\n")  # Redis shows its address in the process list
             url = f"redis://:{password}@{HOST}:{port}/0"
-            yield RunningServer(name="Redis", port=port, pid=pid, url=url, log=start.log)
+            yield RunningServer(name="Redis", port=port, url=url, log=start.log, process=process)
             pid_file.unlink(missing_ok=True)
 
 
@@ -233,7 +233,7 @@ class _Start:
     @contextlib.contextmanager
     def run(
         self, command: Callable[[int], _Program], ready: Callable[[int, int], bool], *, stop_by: signal.Signals
-    ) -> Iterator[tuple[int, int]]:
+    ) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
         """A server run by ``command(port)``, once ``ready(pid, port)``; yields both."""
         for _ in range(PORT_ATTEMPTS_MAX):
             port = free_port()
@@ -242,7 +242,7 @@ class _Start:
             try:
                 self._wait(lambda: process.poll() is not None or ready(process.pid, port))  # noqa: B023
                 if process.poll() is None:
-                    yield process.pid, port
+                    yield process, port
                     return
             finally:
                 stop_process(process, stop_by)
@@ -319,6 +319,15 @@ def _redis_is_ready(pid: int, port: int, password: str) -> bool:
             answer += part
         return f"process_id:{pid}\r\n".encode() in answer and b"\r\n+PONG\r\n" in answer
     return False
+
+
+def _holder(noted: str) -> str:
+    return f"another process (pid {noted.strip()})" if noted.strip() else "another process"
+
+
+def _quoted(path: Path) -> str:
+    """``path`` as a word of redis.conf."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _redis_program() -> Path:

@@ -16,6 +16,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
@@ -221,7 +222,7 @@ class Identify:
         """While one statement is under way the next credentials queue up, and go together."""
         try:
             while self._waiting:
-                batch = list(self._waiting)[:_BATCH_MAX]
+                batch = list(islice(self._waiting, _BATCH_MAX))
                 started = self._clock()
                 try:
                     accounts = await self._accounts_of(batch)

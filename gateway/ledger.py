@@ -78,30 +78,32 @@ class WindowUsage(NamedTuple):
 
 
 def _event_ids() -> Callable[[], str]:
-    """UUIDv7 (RFC 9562, 5.7), method 1 of 6.2: milliseconds, a 12-bit counter within one, 62 random bits.
+    """UUIDv7 (RFC 9562, 5.7): milliseconds, a 12-bit counter within one (6.2, method 1), and 62 bits of this process.
 
-    A generator of its own: tests that seed the global one must not make the same ids again, nor must a fork.
+    The last are random, but drawn once: ids of one process differ in what is before them, and a third of the time is
+    saved. A fork draws again.
     """
-    source = random.Random(os.urandom(32))
-    os.register_at_fork(after_in_child=lambda: source.seed(os.urandom(32)))
-    random_bits = source.getrandbits
+    tail = ""
+
+    def draw() -> None:
+        nonlocal tail
+        tail = f"{(1 << 63) | (int.from_bytes(os.urandom(8), 'big') >> 2):016x}"
+
+    draw()
+    os.register_at_fork(after_in_child=draw)
     time_ns = time.time_ns
-    last_ms = 0
-    counter = 0
+    head = 0  # 48 bits of milliseconds, the version, the counter
 
     def event_id() -> str:
         """A new id, greater than every earlier one of this process, also when the clock steps back."""
-        nonlocal last_ms, counter
-        now_ms = time_ns() // 1_000_000
-        if now_ms > last_ms:
-            last_ms = now_ms
-            counter = 0
-        elif counter < 0xFFF:
-            counter += 1
+        nonlocal head
+        now = (time_ns() // 1_000_000 << 16) | 0x7000
+        if now > head:
+            head = now
         else:
-            last_ms += 1
-            counter = 0
-        return f"{(last_ms << 16) | 0x7000 | counter:016x}{(1 << 63) | random_bits(62):016x}"
+            # After 4096 in one millisecond the next one is begun early.
+            head += 1 if head & 0xFFF != 0xFFF else 0xF001
+        return f"{head:016x}{tail}"
 
     return event_id
 

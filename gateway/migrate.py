@@ -183,7 +183,9 @@ async def _connection(url: str, *, dry_run: bool) -> "AsyncIterator[asyncpg.Conn
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
             urlunsplit(parts._replace(query=urlencode(parameters))), timeout=CONNECT_TIMEOUT_S, statement_cache_size=0
         )
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except (ValueError, asyncpg.exceptions.ClientConfigurationError) as error:
+        raise MigrateError(f"the database URL cannot be used: {_why(error)}") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise MigrateError(f"cannot reach Postgres at {address_of(url)}: {_why(error)}") from error
     try:
         if not dry_run:

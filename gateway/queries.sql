@@ -11,7 +11,10 @@ SELECT asked.account_id, billing.plan, coalesce(billing.facts_version, 0) AS fac
         FROM budgets AS budget
         WHERE budget.account_id = asked.account_id) AS budgets
 FROM unnest($1::text[]) AS asked(account_id)
-LEFT JOIN billing_accounts AS billing USING (account_id);
+LEFT JOIN LATERAL (
+    SELECT plan, facts_version FROM billing_accounts WHERE account_id = asked.account_id
+    LIMIT 1  -- one lookup by key for each account: without it the planner may prefer to read the whole table
+) AS billing ON true;
 
 -- name: seed_usage
 -- The use of counters ($1 accounts, $2 periods, $3 zones, $4 week starts, $5 and $6 start and end in ms) in the order

@@ -74,6 +74,7 @@ class RedisLink(asyncio.Protocol):
         self._lost = lost
         self._reader = hiredis.Reader()
         self._waiting: deque[Callable[[Reply], None]] = deque()
+        self._calls: set[asyncio.Future[Reply]] = set()
         self._transport: asyncio.Transport | None = None
         self._closed = False
 
@@ -100,16 +101,20 @@ class RedisLink(asyncio.Protocol):
 
     async def call(self, *parts: str | int | bytes) -> Reply:
         """The reply of one command. Raises RedisLostError, also for a reply that is an error."""
+        if self._closed:
+            raise RedisLostError("connection closed")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def done(reply: Reply) -> None:
             if not future.done():
                 future.set_result(reply)
 
-        if self._closed:
-            raise RedisLostError("connection closed")
+        self._calls.add(future)
         self.send(encoded(*parts), done)
-        reply = await future
+        try:
+            reply = await future
+        finally:
+            self._calls.discard(future)
         if isinstance(reply, hiredis.ReplyError):
             raise RedisLostError(str(reply))
         return reply
@@ -118,6 +123,9 @@ class RedisLink(asyncio.Protocol):
         """End the connection now; what was sent may or may not be done."""
         self._closed = True
         self._waiting.clear()
+        for future in self._calls:
+            if not future.done():
+                future.set_exception(RedisLostError("connection closed"))
         if self._transport is not None:
             self._transport.abort()
 

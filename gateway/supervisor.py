@@ -1,41 +1,38 @@
 """``castgate serve``: one supervisor, N workers, one port.
 
-The supervisor owns what must outlive a worker: the listening sockets, the metrics' folder, the admin listener. Each worker
-slot has a socket of its own on the shared port; a worker started anew gets its slot's socket, with the connections that
-wait in it. A slot is kept filled: a worker that ends is replaced after a pause that doubles while replacements fail.
-Only before the first worker of all was ready is a worker's end the end of the whole: then the fault is likely ours, and the
-person who started us is still looking.
+The supervisor owns what must outlive a worker: the listening sockets, the metrics' folder, the admin listener. Each
+worker slot has a socket of its own on the shared port; a worker started anew gets its slot's socket, with the
+connections that wait in it. A slot is kept filled: a worker that ends is replaced after a pause that doubles while
+replacements fail. Only until all workers were ready once is a worker's early end the end of the whole: then the fault
+is likely in what we were started with, and the person who did so is still looking.
 
 Stopping (SIGTERM, SIGINT): workers drain; what is left after the drain time-out gets SIGTERM, then SIGKILL. A second
 signal skips to SIGKILL. SIGHUP, or a change of the files, reloads: the configuration is read here first, and workers
-hear of it only if it is accepted. SIGUSR2 replaces the workers one by one: the successor is ready on the same socket before
-its predecessor drains.
+hear of it only if it is accepted. SIGUSR2 replaces the workers one by one: the successor is ready on the same socket
+before its predecessor drains.
 """
 
 import asyncio
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from aiohttp import web
 
 from gateway.admin import Status, serve_admin
-from gateway.config import ConfigError, Loaded
+from gateway.config import ConfigError, Loaded, Settings
 from gateway.listening import listen, url_of
 from gateway.metrics import Metrics
-from gateway.metrics_file import is_abandoned
+from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks
-from gateway.worker_process import READY, WorkerProcess, WorkerStart, start_worker
+from gateway.worker_process import ENDED, READY, WorkerProcess, WorkerStart, start_worker
 
-START_TIMEOUT_S = 30.0  # a worker waits for no store, so it is ready within a second even on a busy machine
+START_TIMEOUT_S = 30.0  # a worker waits for no store, so it is ready within a second or two even on a busy machine
 # Beyond the drain time-out, which the workers keep by themselves: they flush what they hold, and end.
 DRAIN_MARGIN_S = 3.0
 TERMINATE_WAIT_S = 1.0
@@ -44,15 +41,16 @@ BACKOFF_MAX_S = 5.0
 # Ready for this long, a worker's end is news, and the pause before the next begins at its first value again.
 BACKOFF_FORGET_S = 10.0
 WATCH_INTERVAL_S = 1.0
-# A folder of another gateway that has no living process, and is not just being made, is left over from a SIGKILL.
-LEFT_OVER_AFTER_S = 60.0
 ADMIN_BACKLOG = 64
 
 EXIT_STOPPED = 0
-EXIT_NOT_STARTED = 1
 EXIT_AT_ONCE = 130  # as a shell says of a program that SIGINT ended
 
 _log = structlog.get_logger()
+
+
+class NotStartedError(Exception):
+    """A worker could not start; one line for the person at the terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,7 @@ class Overrides:
     workers: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Slot:
     index: int
     listener: socket.socket
@@ -73,129 +71,137 @@ class _Slot:
     backoff_s: float = BACKOFF_FIRST_S
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What ends a run: a signal, or a fault at the start."""
-
-    decided: asyncio.Event = field(default_factory=asyncio.Event)
-    at_once: asyncio.Event = field(default_factory=asyncio.Event)
-    fault: str = ""
-
-
 class Supervisor:
-    """One run of ``castgate serve``. ``load`` reads the configuration anew and raises ConfigError, as at the start."""
+    """One run of ``castgate serve``."""
 
     def __init__(
         self,
         *,
         config: Path,
+        loaded: Loaded,
         load: Callable[[], Loaded],
         overrides: Overrides,
         announce: Callable[[str], None],
         worker_module: str = "gateway.worker",
     ) -> None:
+        """Take the ports. Raises ListenError.
+
+        ``loaded`` is what ``load`` reads anew from ``config`` at each reload; ``announce`` gets the line that says
+        where we serve.
+        """
         self._config = config
         self._load = load
-        self._loaded = load()
-        settings = self._loaded.settings
-        self._drain_timeout_s = settings.drain_timeout_s
+        self._loaded = loaded
         self._announce = announce
         self._module = worker_module
         self._gateway_id = secrets.token_hex(8)
-        self._tasks = Tasks()
-        self._outcome = _Outcome()
-        self._draining = False
-        self._announced = False
-        self._replacing = False
-        self._processes: set[WorkerProcess] = set()
+        settings = self._loaded.settings
         port = settings.listen.port if overrides.port is None else overrides.port
         admin_port = settings.admin.port if overrides.admin_port is None else overrides.admin_port
         count = overrides.workers or settings.workers
-        self._admin_listener = listen(settings.admin.host, admin_port, count=1, backlog=ADMIN_BACKLOG)[0]
-        try:
+        with ExitStack() as cleanup:
             listeners = listen(settings.listen.host, port, count=count, backlog=settings.listen.backlog)
-        except BaseException:
-            self._admin_listener.close()
-            raise
-        self._slots = [_Slot(index, listener) for index, listener in enumerate(listeners)]
+            for listener in listeners:
+                cleanup.callback(listener.close)
+            [self._admin_listener] = listen(settings.admin.host, admin_port, count=1, backlog=ADMIN_BACKLOG)
+            cleanup.callback(self._admin_listener.close)
+            self._sockets = cleanup.pop_all()
+        self._slots = [_Slot(index=index, listener=listener) for index, listener in enumerate(listeners)]
+        self._processes: set[WorkerProcess] = set()
+        self._attending = Tasks()  # one for each process, until it has ended
+        self._deciding = Tasks()  # those that start processes: they end first
+        self._reloading = asyncio.Lock()
+        self._announced = False
+        self._replacing = False
+        self._draining = False
+        self._fault = ""
+        self._stop_wanted = asyncio.Event()
+        self._at_once = False
+        self._something_ended = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve until a signal says otherwise; the answer is the exit code."""
-        _remove_left_over_folders()
-        runtime_dir = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))  # mode 0700
-        admin: web.AppRunner | None = None
-        try:
-            self._runtime_dir = runtime_dir
-            self._metrics = Metrics(runtime_dir, "supervisor")
+        """Serve until a signal ends it; returns the exit code. Raises NotStartedError."""
+        async with AsyncExitStack() as cleanup:
+            cleanup.enter_context(self._sockets)
+            self._runtime_dir = cleanup.enter_context(runtime_folder())
+            self._metrics = Metrics(self._runtime_dir, "supervisor")
+            cleanup.callback(self._metrics.close)
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
-            admin = await serve_admin(self._admin_listener, self._status, runtime_dir)
+            admin = await serve_admin(self._admin_listener, self._status, self._runtime_dir)
+            cleanup.push_async_callback(admin.cleanup)
             self._handle_signals()
             for slot in self._slots:
-                self._tasks.start(f"keep worker {slot.index}", self._keep(slot))
-            self._tasks.start("watch configuration", self._watch())
-            await self._outcome.decided.wait()
-            return await self._stop()
-        finally:
-            if admin is not None:
-                await admin.cleanup()
-            self._metrics.close()
-            shutil.rmtree(runtime_dir, ignore_errors=True)
+                self._deciding.start(f"keep worker {slot.index}", self._keep(slot))
+            self._deciding.start("watch configuration", self._watch())
+            await self._stop_wanted.wait()
+            await self._stop()
+        if self._fault:
+            raise NotStartedError(self._fault)
+        return EXIT_AT_ONCE if self._at_once else EXIT_STOPPED
 
-    # Signals
+    def _status(self) -> Status:
+        return Status(
+            draining=self._draining,
+            workers_wanted=len(self._slots),
+            workers_alive=len(self._processes),
+            workers_ready=sum(worker.state == READY for worker in self._processes),
+        )
+
+    # What it is asked to do
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload, "SIGHUP")
         loop.add_signal_handler(signal.SIGUSR2, self._asked_to_replace)
 
     def _asked_to_stop(self, number: signal.Signals) -> None:
-        if self._outcome.decided.is_set():
+        if self._stop_wanted.is_set():
             _log.warning("stopping_at_once", signal=number.name)
-            self._outcome.at_once.set()
+            self._at_once = True
+            self._something_ended.set()  # whoever waits for workers looks again
             return
-        _log.info("stopping", signal=number.name, drain_timeout_s=self._drain_timeout_s)
-        self._outcome.decided.set()
+        _log.info("stopping", signal=number.name, drain_timeout_s=self._loaded.settings.drain_timeout_s)
+        self._stop_wanted.set()
 
-    def _asked_to_reload(self) -> None:
-        if not self._draining:
-            self._tasks.start("reload", self._reload("SIGHUP"))
+    def _asked_to_reload(self, reason: str) -> None:
+        self._deciding.start("reload", self._reload(reason))
 
     def _asked_to_replace(self) -> None:
-        if not self._draining and not self._replacing:
+        if not self._replacing and not self._draining:
             self._replacing = True
-            self._tasks.start("replace workers", self._replace_all())
+            self._deciding.start("replace workers", self._replace_all())
 
     # Workers
 
     async def _keep(self, slot: _Slot) -> None:
-        """Keep one slot filled."""
+        """Keep one slot filled, from the first worker on."""
         try:
             slot.worker = await self._start(slot)
-            while not self._draining:
+            while True:
                 worker = slot.worker
                 await worker.ended.wait()
-                if self._draining:
-                    return
                 if slot.worker is not worker:
-                    continue  # replaced; its successor is the one to keep
-                self._say_ended(worker)
+                    continue  # it was replaced; its successor is the one to keep
+                error = worker.error or None
+                _log.error("worker_ended", worker=slot.index, pid=worker.pid, how=worker.ending, error=error)
                 if not self._announced and not worker.was_ready:
-                    self._outcome.fault = worker.error or f"worker {slot.index} ended with {worker.ending} at its start"
-                    self._outcome.decided.set()
+                    self._give_up(f"worker {slot.index} could not start: {error or worker.ending}")
                     return
                 if worker.was_ready and time.monotonic() - worker.ready_since_s >= BACKOFF_FORGET_S:
                     slot.backoff_s = BACKOFF_FIRST_S
                 await asyncio.sleep(slot.backoff_s)
                 slot.backoff_s = min(slot.backoff_s * 2, BACKOFF_MAX_S)
-                if slot.worker is worker and not self._draining:
-                    reason = "signal" if (worker.return_code or 0) < 0 else "exit"
-                    self._metrics.counter("castgate_worker_restarts_total", reason=reason).add()
+                if slot.worker is worker:
+                    self._metrics.counter("castgate_worker_restarts_total", reason=worker.ending_kind).add()
                     slot.worker = await self._start(slot)
         except OSError as error:
-            self._outcome.fault = f"cannot start worker {slot.index}: {error.strerror or error}"
-            self._outcome.decided.set()
+            self._give_up(f"worker {slot.index} could not start: {error.strerror or error}")
+
+    def _give_up(self, fault: str) -> None:
+        self._fault = self._fault or fault
+        self._stop_wanted.set()
 
     async def _start(self, slot: _Slot) -> WorkerProcess:
         slot.starts += 1
@@ -206,23 +212,24 @@ class Supervisor:
             runtime_dir=self._runtime_dir,
             gateway_id=self._gateway_id,
         )
-        worker, control = await start_worker(told, slot.listener, self._module, self._heard)
+        worker = await start_worker(told, slot.listener, self._module, self._heard)
         self._processes.add(worker)
-        self._tasks.start(f"attend worker {worker.pid}", self._attend(worker, control))
-        self._tasks.start(f"time worker {worker.pid}", self._limit_start(worker))
+        self._attending.start(f"attend worker {worker.pid}", self._attend(worker))
+        self._attending.start(f"time worker {worker.pid}", self._limit_start(worker))
         return worker
 
-    async def _attend(self, worker: WorkerProcess, control: socket.socket) -> None:
-        await worker.attend(control)
+    async def _attend(self, worker: WorkerProcess) -> None:
+        await worker.attend()
         self._processes.discard(worker)
         self._count_ready()
+        self._something_ended.set()
 
     async def _limit_start(self, worker: WorkerProcess) -> None:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await worker.settled.wait()
         except TimeoutError:
-            worker.error = f"worker {worker.index} was not ready within {START_TIMEOUT_S:g} s"
+            worker.error = f"not ready within {START_TIMEOUT_S:g} s"
             worker.send_signal(signal.SIGKILL)
 
     def _heard(self, worker: WorkerProcess, event: str, text: str) -> None:
@@ -237,7 +244,7 @@ class Supervisor:
             _log.error("worker_reload_failed", worker=worker.index, error=text)
 
     def _count_ready(self) -> None:
-        self._ready_gauge.set(sum(worker.state == READY for worker in self._processes))
+        self._ready_gauge.set(self._status().workers_ready)
 
     def _announce_if_ready(self) -> None:
         if self._announced or any(slot.worker is None or slot.worker.state != READY for slot in self._slots):
@@ -249,64 +256,107 @@ class Supervisor:
             f"{count} worker{'s' if count > 1 else ''}"
         )
 
-    def _say_ended(self, worker: WorkerProcess) -> None:
-        _log.error("worker_ended", worker=worker.index, pid=worker.pid, how=worker.ending, error=worker.error or None)
-
     async def _replace_all(self) -> None:
-        """One worker after the other: the successor is ready before its predecessor drains."""
+        """One worker after the other; the first successor that fails ends it, and its predecessor stays."""
         try:
             for slot in self._slots:
                 successor = await self._start(slot)
                 await successor.settled.wait()
-                if self._draining:
-                    return
                 if successor.state != READY:
-                    _log.error("replacement_failed", worker=slot.index, how=successor.ending)
+                    _log.error("replacement_failed", worker=slot.index, error=successor.error or successor.ending)
                     return
                 predecessor, slot.worker = slot.worker, successor
                 self._metrics.counter("castgate_worker_restarts_total", reason="replace").add()
+                _log.info("worker_replaced", worker=slot.index, pid=successor.pid)
                 if predecessor is not None:
                     await self._end([predecessor])
         except OSError as error:
-            _log.error("replacement_failed", error=error.strerror)
+            _log.error("replacement_failed", error=error.strerror or str(error))
         finally:
             self._replacing = False
 
+    # The configuration
+
+    async def _reload(self, reason: str) -> None:
+        """Read the configuration; tell the workers if it is right, and say all that is wrong if it is not."""
+        async with self._reloading:
+            try:
+                loaded = await asyncio.to_thread(self._load)
+            except ConfigError as error:
+                self._metrics.counter("castgate_config_reloads_total", result="rejected").add()
+                problems = [str(problem) for problem in error.problems]
+                _log.error("reload_rejected", reason=reason, kept=self._loaded.rules.version, problems=problems)
+                return
+            waiting = _changed_sections(self._loaded.settings, loaded.settings)
+            self._loaded = loaded
+            self._metrics.counter("castgate_config_reloads_total", result="ok").add()
+            _log.info("reload_accepted", reason=reason, version=loaded.rules.version)
+            for warning in loaded.warnings:
+                _log.warning("configuration", warning=warning)
+            if waiting:
+                _log.warning("restart_needed", sections=waiting)
+            for worker in self._processes:
+                worker.tell("reload")
+
+    async def _watch(self) -> None:
+        """Reload after a change of the files, once they have stayed the same for one interval: editors write twice."""
+        known = seen = _fingerprint(self._loaded)
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            last, seen = seen, _fingerprint(self._loaded)
+            if seen == last and seen != known:
+                await self._reload("files changed")
+                known = seen = _fingerprint(self._loaded)  # an accepted reload may have other files
+
     # The end
 
-    async def _stop(self) -> int:
+    async def _stop(self) -> None:
         self._draining = True
-        if self._outcome.fault:
-            _log.error("not_started", error=self._outcome.fault)
+        await self._deciding.drain(0.0)
         for slot in self._slots:
             # What connects from here on goes to no queue that nobody reads; workers still take what waits in theirs.
             slot.listener.close()
         await self._end(self._processes)
-        for slot in self._slots:
-            if slot.worker is not None:
-                await slot.worker.ended.wait()
-        await self._tasks.drain(0.0)
-        if self._outcome.fault:
-            self._announce_fault()
-            return EXIT_NOT_STARTED
+        await self._attending.drain(TERMINATE_WAIT_S)
         _log.info("stopped")
-        return EXIT_AT_ONCE if self._outcome.at_once.is_set() else EXIT_STOPPED
 
     async def _end(self, workers: Iterable[WorkerProcess]) -> None:
         """Drain, then SIGTERM, then SIGKILL; a second stop signal goes straight to the last."""
         left = set(workers)
         for worker in left:
             worker.tell("drain")
-        for wait_s, harder in (
-            (self._drain_timeout_s + DRAIN_MARGIN_S, signal.SIGTERM),
-            (TERMINATE_WAIT_S, signal.SIGKILL),
-        ):
+        drain_s = self._loaded.settings.drain_timeout_s + DRAIN_MARGIN_S
+        for wait_s, number in ((drain_s, signal.SIGTERM), (TERMINATE_WAIT_S, signal.SIGKILL)):
             left = await self._wait_for_ends(left, wait_s)
-            if not left:
-                return
-            number = signal.SIGKILL if self._outcome.at_once.is_set() else harder
+            harder = signal.SIGKILL if self._at_once else number
             for worker in left:
-                _log.warning("worker_forced", worker=worker.index, pid=worker.pid, signal=number.name)
-                worker.send_signal(number)
+                _log.warning("worker_forced", worker=worker.index, pid=worker.pid, signal=harder.name)
+                worker.send_signal(harder)
         for worker in left:
             await worker.ended.wait()
+
+    async def _wait_for_ends(self, workers: set[WorkerProcess], timeout_s: float) -> set[WorkerProcess]:
+        """Wait until all have ended, for ``timeout_s``, or for a second signal; returns those that are still there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._at_once and any(worker.state != ENDED for worker in workers):
+                    self._something_ended.clear()
+                    await self._something_ended.wait()
+        return {worker for worker in workers if worker.state != ENDED}
+
+
+def _changed_sections(old: Settings, new: Settings) -> list[str]:
+    """What of config.yaml differs and is read at a worker's start only; the drain time-out is ours."""
+    names = [name for name in Settings.model_fields if name != "drain_timeout_s"]
+    return [name.removesuffix("_s") for name in names if getattr(old, name) != getattr(new, name)]
+
+
+def _fingerprint(loaded: Loaded) -> tuple[tuple[str, int, int, int], ...]:
+    """Changes with any file of the configuration, and with the policies' folder: a new file is a change too."""
+    marks: list[tuple[str, int, int, int]] = []
+    config, *policies = loaded.files
+    for path in sorted({config, *policies, *(path.parent for path in policies)}):
+        with suppress(OSError):
+            about = path.stat()
+            marks.append((str(path), about.st_mtime_ns, about.st_size, about.st_ino))
+    return tuple(marks)

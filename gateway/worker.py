@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,35 +203,57 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-async def _serve(parameters: Parameters, loaded: Loaded) -> None:
-    """Serves until the supervisor says ``drain``, or is gone."""
-    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=parameters.control_fd))
+class _Control:
+    """The socket to the supervisor: JSON lines both ways. Its end is the end of the supervisor."""
 
-    def say(**event: str) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def say(self, **event: str) -> None:
         with contextlib.suppress(ConnectionError):  # the supervisor is gone: the reader sees it too
-            writer.write(json.dumps(event).encode() + b"\n")
+            self._writer.write(json.dumps(event).encode() + b"\n")
 
+    async def obey(self, worker: Worker, stop: asyncio.Event) -> None:
+        """Sets ``stop`` on ``drain``, and when nobody is left to say it."""
+        try:
+            while line := await self._reader.readline():
+                operation = json.loads(line)["op"]
+                if operation == "drain":
+                    break
+                if operation == "reload":
+                    try:
+                        self.say(event="reloaded", version=worker.reload())
+                    except ConfigError as error:
+                        self.say(event="reload_failed", error=str(error))
+        finally:
+            stop.set()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def _serve(parameters: Parameters, loaded: Loaded) -> None:
+    """Serves until the supervisor says ``drain`` or is gone, or until SIGTERM."""
+    control = _Control(*await asyncio.open_connection(sock=socket.socket(fileno=parameters.control_fd)))
+    tasks = Tasks()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     worker = Worker(parameters, loaded)
     try:
         try:
             await worker.start()
         except Exception as error:
-            say(event="failed", error=f"{type(error).__name__}: {error}")
+            control.say(event="failed", error=f"{type(error).__name__}: {error}")
             raise
-        say(event="ready", version=loaded.rules.version)
-        while line := await reader.readline():
-            operation = json.loads(line)["op"]
-            if operation == "drain":
-                break
-            if operation == "reload":
-                try:
-                    say(event="reloaded", version=worker.reload())
-                except ConfigError as error:
-                    say(event="reload_failed", error=str(error))
-        say(event="stopping")
+        control.say(event="ready", version=loaded.rules.version)
+        tasks.start("control", control.obey(worker, stop))
+        await stop.wait()
+        control.say(event="stopping")
     finally:
         await worker.stop()
-        writer.close()
+        control.close()
+        await tasks.drain(0)
 
 
 def main() -> None:
@@ -239,9 +262,10 @@ def main() -> None:
     if text is None:
         sys.exit("gateway.worker is started by castgate serve")
     parameters = Parameters(**json.loads(text))
-    # The supervisor decides when to stop; a Ctrl-C at the terminal reaches every process of the group.
+    # Several gateways must find the same windows whatever their machines' own time zone data say: the wheel's count.
+    zoneinfo.reset_tzpath(())
+    # A Ctrl-C at the terminal is the supervisor's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     loaded = load(Path(parameters.config), os.environ)
     log.configure(loaded.settings.log.level, loaded.settings.log.format)
     structlog.contextvars.bind_contextvars(worker=parameters.index)

@@ -31,7 +31,7 @@ ENDED = "ended"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStart:
-    """What a worker is told at its start. ``start`` counts the processes of one index: with ``gateway_id`` a unique name."""
+    """What a worker is told at its start. ``start`` counts the processes of one index."""
 
     index: int
     start: int
@@ -44,7 +44,11 @@ class WorkerProcess:
     """A process from its start to its end. State: starting → ready → draining → ended; any may go to ended at once."""
 
     def __init__(
-        self, told: WorkerStart, process: asyncio.subprocess.Process, on_event: "Callable[[WorkerProcess, str, str], None]"
+        self,
+        told: WorkerStart,
+        process: asyncio.subprocess.Process,
+        control: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        on_event: "Callable[[WorkerProcess, str, str], None]",
     ) -> None:
         self.index = told.index
         self.start = told.start
@@ -56,8 +60,8 @@ class WorkerProcess:
         self.settled = asyncio.Event()  # it is ready, or it never will be
         self.ended = asyncio.Event()
         self._process = process
+        self._reader, self._writer = control
         self._on_event = on_event
-        self._control: asyncio.StreamWriter | None = None
 
     @property
     def return_code(self) -> int | None:
@@ -72,24 +76,28 @@ class WorkerProcess:
             return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"signal {-code}"
 
-    async def attend(self, control: socket.socket) -> None:
+    @property
+    def ending_kind(self) -> str:
+        """``signal`` or ``exit``."""
+        return "signal" if (self.return_code or 0) < 0 else "exit"
+
+    async def attend(self) -> None:
         """Hear what the worker says until it has ended."""
-        reader, self._control = await asyncio.open_connection(sock=control, limit=CONTROL_LINE_BYTES_MAX)
         with suppress(OSError, ValueError):  # ValueError: a line beyond the limit; what follows is of no use either
-            while line := await reader.readline():
+            while line := await self._reader.readline():
                 self._heard(line)
         await self._process.wait()
         self.state = ENDED
         self.settled.set()
         self.ended.set()
-        self._control.close()
+        self._writer.close()
 
     def tell(self, op: str) -> None:
         """Send one order; a worker that is gone does not miss it."""
         if op == "drain" and self.state != ENDED:
             self.state = DRAINING
-        if self._control is not None and not self._control.is_closing():
-            self._control.write(json.dumps({"op": op}).encode() + b"\n")
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps({"op": op}).encode() + b"\n")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the process, if it is still there."""
@@ -120,10 +128,10 @@ async def start_worker(
     listener: socket.socket,
     module: str,
     on_event: Callable[[WorkerProcess, str, str], None],
-) -> tuple[WorkerProcess, socket.socket]:
-    """Run ``python -m module`` on ``listener``; the second answer is for ``WorkerProcess.attend``. Raises OSError."""
+) -> WorkerProcess:
+    """Run ``python -m module`` on ``listener``; ``attend`` must be awaited from then on. Raises OSError."""
     ours, theirs = socket.socketpair()
-    try:
+    with theirs:
         message = {
             "index": told.index,
             "start": told.start,
@@ -133,17 +141,17 @@ async def start_worker(
             "runtime_dir": str(told.runtime_dir),
             "gateway_id": told.gateway_id,
         }
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(listener.fileno(), theirs.fileno()),
-            env={**os.environ, ENVIRONMENT_VARIABLE: json.dumps(message)},
-            # A Ctrl-C at the terminal reaches the supervisor alone, which then drains the workers.
-            process_group=0,
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    return WorkerProcess(told, process, on_event), ours
+        control = await asyncio.open_connection(sock=ours, limit=CONTROL_LINE_BYTES_MAX)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(listener.fileno(), theirs.fileno()),
+                env={**os.environ, ENVIRONMENT_VARIABLE: json.dumps(message)},
+                # A Ctrl-C at the terminal reaches the supervisor alone, which then drains the workers.
+                process_group=0,
+            )
+        except BaseException:
+            control[1].close()
+            raise
+    return WorkerProcess(told, process, control, on_event)

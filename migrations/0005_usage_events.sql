@@ -3,7 +3,7 @@ BEGIN;
 
 CREATE TABLE usage_events (
     id                uuid PRIMARY KEY,           -- UUIDv7, made by the gateway when the hold is taken
-    account_id        text NOT NULL,
+    account_id        text COLLATE "C" NOT NULL,
     policy            text NOT NULL,
     occurred_at       timestamptz NOT NULL,       -- when the call was admitted, by Redis' clock
     cost_microcents   bigint NOT NULL CHECK (cost_microcents >= 0),

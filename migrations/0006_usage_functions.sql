@@ -7,6 +7,10 @@
 -- nobody waits in a circle. Each statement of a VOLATILE function at READ COMMITTED has its own snapshot: what runs
 -- after the lock sees all that earlier holders of the lock committed. That is why the steps are statements of their own
 -- and not parts of one WITH, which would all look at the snapshot from before the wait.
+--
+-- The settings: whoever waits longer for a lock tries again, and does not pile up here. Every table is reached by the keys
+-- of a batch, so that a write costs the same however many rows there are; for tables of middling size the planner would
+-- rather read all of it.
 BEGIN;
 
 -- Writes events once (by id), adds their costs to the account's counters, and to casts.cost_cents by the statement of
@@ -41,6 +45,9 @@ CREATE OR REPLACE FUNCTION castgate_record_usage(
 )
 LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     new_accounts text[];
@@ -189,6 +196,9 @@ CREATE OR REPLACE FUNCTION castgate_seed_usage(
 ) RETURNS bigint[]
 LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     starts  timestamptz[];

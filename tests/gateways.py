@@ -1,5 +1,6 @@
 """Whole gateways for tests: ``castgate serve`` as its own processes, with the shipped configuration."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.embedded import free_port
+from gateway.migrate import default_folder, migrate, read_migrations
 
 ROOT = Path(__file__).parents[1]
 STOP_TIMEOUT_S = 20.0
@@ -47,6 +49,11 @@ class RunningGateway:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def migrated(database_url: str) -> None:
+    """Castgate's tables beside Phase 1's, which must be there already."""
+    asyncio.run(migrate(database_url, read_migrations(default_folder()), report=lambda _: None))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class BudgetBody(BaseModel):
         default=None, description="Worth a warning once reached; at most hard_limit_cents."
     )
     timezone: TimeZone = Field(default="UTC", description="IANA name of the zone in whose midnights periods begin.")
-    week_start: Weekday = Field(default="monday", description="The weekday that weekly periods begin on.")
+    week_start: Weekday = Field(default="monday", description="The day that weeks begin on; other periods have monday.")
 
     @property
     def limit(self) -> BudgetLimit:

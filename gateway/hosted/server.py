@@ -28,6 +28,7 @@ class HostedServer:
         if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
             raise RuntimeError("aiohttp is installed without its C parser")
         self._tasks = tasks
+        self._closing = False
         # handler_cancellation off: a client that hangs up must not stop a budget's change between its commit and the
         # word to admission.
         self._runner = web.AppRunner(
@@ -40,7 +41,7 @@ class HostedServer:
 
     def connect(self) -> socket.socket:
         """A new connection to the application: a non-blocking stream socket, the caller's to close."""
-        if self._runner.server is None:
+        if self._runner.server is None or self._closing:
             raise RuntimeError("the hosted application is not running")
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -51,15 +52,18 @@ class HostedServer:
 
     async def close(self) -> None:
         """Answer what is being answered, bounded by ``shutdown_timeout_s``, and close every connection."""
+        self._closing = True
         await self._runner.cleanup()
 
     async def _serve(self, ours: socket.socket) -> None:
         server = self._runner.server
-        if server is None:  # closed in the meantime
+        if server is None:
             ours.close()
             return
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: _Connection(server, loop), ours)
+        transport, _ = await loop.connect_accepted_socket(lambda: _Connection(server, loop), ours)
+        if self._closing:  # which may have ended all connections but this one
+            transport.abort()
 
 
 class _Connection(web.RequestHandler):

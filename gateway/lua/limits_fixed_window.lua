@@ -16,6 +16,6 @@ limiters.f = {
   end,
 
   store = function(state)
-    redis.call('SET', state.key, state.count, 'PX', state.ends - now)
+    redis.call('SET', state.key, state.count, 'PX', state.ends - now + ttl_extra)
   end,
 }

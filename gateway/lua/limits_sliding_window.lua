@@ -63,6 +63,8 @@ limiters.s = {
     if state.empty then redis.call('DEL', state.key) end
     if state.expired then redis.call('HDEL', state.key, unpack(state.expired)) end
     redis.call('HSET', state.key, 'l', state.slice, 't', state.total, state.slice % RING, state.count)
-    if state.fresh then redis.call('PEXPIRE', state.key, (state.slice + RING + 1) * state.slice_ms - now) end
+    if state.fresh then
+      redis.call('PEXPIRE', state.key, (state.slice + RING + 1) * state.slice_ms - now + ttl_extra)
+    end
   end,
 }

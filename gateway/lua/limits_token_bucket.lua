@@ -27,6 +27,6 @@ limiters.t = {
   store = function(state)
     redis.call('HSET', state.key, 'n', state.left, 'm', state.at or now)
     -- Once full again the bucket is as good as absent.
-    redis.call('PEXPIRE', state.key, math.ceil((state.full - state.left) / state.rate) + 1000)
+    redis.call('PEXPIRE', state.key, math.ceil((state.full - state.left) / state.rate) + 1000 + ttl_extra)
   end,
 }

@@ -1,5 +1,6 @@
 -- What happened since the last batch, before anything new is asked. Each part may be repeated without harm:
---   seeds    [[account id, version, [[kind, start_ms, used], …]], …]   the ledger's sums, read from Postgres
+--   seeds    [[account id, version, [[kind, start_ms, used], …], exactly (1 or absent)], …]   sums read from Postgres;
+--            `exactly`: even where more or newer is known here, for that is of a ledger that exists no longer
 --   usages   [[account id, [[kind, start_ms, used], …]], …]            the same, returned by a write of the ledger
 --   adjusts  [[hold id, actual amount], …]                             calls of this worker that ended
 --   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
@@ -7,11 +8,14 @@
 local function settle(seeds, usages, adjusts, removes)
   for _, seed in ipairs(seeds) do
     local account = account_load(seed[1], seed[3])
-    if not account.version or account.version < seed[2] then
+    if not account.version or account.version < seed[2] or seed[4] then
       account.version = seed[2]
       account_set(account, 'v', seed[2])
     end
-    for _, row in ipairs(seed[3]) do account_merge(account, row[1], row[2], row[3]) end
+    for _, row in ipairs(seed[3]) do
+      if seed[4] then account_set_window(account, row[1], row[2], row[3]) end
+      account_merge(account, row[1], row[2], row[3])
+    end
   end
 
   for _, usage in ipairs(usages) do

@@ -9,8 +9,7 @@ import pytest
 
 from bench.load import Endpoint, Load, LoadResult, run
 from gateway.embedded import RunningServer
-from gateway.migrate import migrate
-from tests.gateways import RunningGateway, running_gateway
+from tests.gateways import RunningGateway, migrated, running_gateway
 from tests.upstream_stub.running import Account, create_account, stub_process
 
 CAST_BODY = b'{"input": "a spell of light"}'
@@ -68,7 +67,7 @@ def fleet(postgres_url: str, redis_server: RunningServer) -> Iterator[Fleet]:
     database_url = asyncio.run(_new_database(postgres_url, "acceptance"))
     redis_url = redis_server.url.rsplit("/", 1)[0] + "/60"
     with stub_process(database_url, redis_url, rate_limit_per_minute=0) as stub:
-        migrate(database_url)
+        migrated(database_url)
         stores = {"database_url": database_url, "redis_url": redis_url, "upstream_url": stub.base_url}
         with running_gateway(**stores, workers=2) as one, running_gateway(**stores, workers=2) as two:
             yield Fleet(gateways=(one, two), stub_url=stub.base_url, database_url=database_url, redis_url=redis_url)

@@ -7,9 +7,8 @@ import aiohttp
 import pytest
 
 from gateway.embedded import RunningServer
-from gateway.migrate import migrate
 from tests.acceptance.conftest import Fleet, _new_database
-from tests.gateways import running_gateway
+from tests.gateways import migrated, running_gateway
 from tests.upstream_stub.running import stub_process
 
 
@@ -19,7 +18,7 @@ def limited(postgres_url: str, redis_server: RunningServer) -> Iterator[Fleet]:
     database_url = asyncio.run(_new_database(postgres_url, "limited"))
     redis_url = redis_server.url.rsplit("/", 1)[0] + "/61"
     with stub_process(database_url, redis_url, rate_limit_per_minute=0) as stub:
-        migrate(database_url)
+        migrated(database_url)
         stores = {"database_url": database_url, "redis_url": redis_url, "upstream_url": stub.base_url}
         environ = {"RATE_LIMIT_PER_MINUTE": "10"}
         with (

@@ -261,7 +261,7 @@ def test_the_version_changes_with_text_variables_and_default_plan_and_nothing_el
 
 
 def test_five_thousand_policies_and_a_thousand_plans_load_in_two_seconds(load_it: LoadIt) -> None:
-    policies = "policies:\n" + "".join(
+    policies_text = "policies:\n" + "".join(
         f"  - name: cast{n}\n    match: {{methods: [POST], path: /v1/cast/{n}}}\n"
         f"    cost: {{fixed: {{cents: 0.{n:04d}}}}}\n"
         "    rate_limits:\n      - {name: per-account, limit: 60, window: 1m}\n"
@@ -272,7 +272,7 @@ def test_five_thousand_policies_and_a_thousand_plans_load_in_two_seconds(load_it
         for n in range(1000)
     )
     began = time.process_time()
-    rules = load_it({"policies/cast.yaml": policies, "policies/plans.yaml": plans}).rules
+    rules = load_it({"policies/cast.yaml": policies_text, "policies/plans.yaml": plans}).rules
     assert time.process_time() - began < 2
     assert (len(rules.policies), len(rules.plans)) == (5000, 1001)
 

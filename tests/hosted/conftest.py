@@ -1,4 +1,4 @@
-"""The hosted application over a real Postgres and Redis, an account with a key and a session, and a clock that stands."""
+"""The hosted application over a real Postgres, an account with a key and a session, and a clock that stands."""
 
 import time
 from collections.abc import AsyncIterator
@@ -39,25 +39,43 @@ async def world(database_url: str, redis_url: str) -> AsyncIterator[World]:
         )
         tasks, metrics = Tasks(), Metrics()
         stack.callback(metrics.close)
-        database = Database(database_url, breaker=Breaker(clock=time.monotonic), metrics=metrics)
-        stack.push_async_callback(database.close)
         stack.push_async_callback(tasks.drain, 5.0)
-        accounts = Accounts(database, lambda: world.rules, tasks)
-        admission = Told()
+        database = Database.from_settings(settings.database, metrics)
+        stack.push_async_callback(database.close)
+        ledger = Ledger(database, settings.ledger, tasks, metrics)
+
+        async def admission(worker_id: str, accounts: Accounts) -> WatchedAdmission:
+            admission = WatchedAdmission(
+                worker_id=worker_id,
+                settings=settings,
+                accounts=accounts,
+                ledger=ledger,
+                rules=lambda: scene.rules,
+                tasks=tasks,
+                metrics=metrics,
+                test_clock_ms=now_ms,
+            )
+            return admission
+
+        def now_ms() -> int:
+            return round(scene.now.timestamp() * 1000)
+
+        accounts, others = (Accounts(database, lambda: scene.rules, tasks) for _ in range(2))
+        scene = World(
+        )
         services = Services(
             identify=Identify(database, accounts, settings.identity, tasks, metrics),
             accounts=accounts,
-            admission=admission,  # type: ignore[arg-type]
+            admission=admission,
             database=database,
-            rules=lambda: world.rules,
-            settings=lambda: world.settings,
-            render_metrics=lambda _: Exposition(body=b"spell_cast_total 1.0\n", content_type="text/plain; version=0.0.4"),
-            now_ms=lambda: round(world.now.timestamp() * 1000),
+            rules=lambda: scene.rules,
+            settings=lambda: scene.settings,
+            render_metrics=lambda _: Exposition(
+                body=b"spell_cast_total 1.0\n", content_type="text/plain; version=0.0.4"
+            ),
+            now_ms=now_ms,
         )
-        world = World(
-            account_id=account_id, services=services, database=database, admission=admission, settings=settings
-        )
-        yield world
+        yield scene
 
 
 @pytest.fixture

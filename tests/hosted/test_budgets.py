@@ -140,19 +140,24 @@ async def test_admission_is_told_after_the_commit_and_before_the_answer(call: Ca
     seen: list[int] = []
 
     async def facts_changed(account_id: str, version: int) -> None:
-        row = await world.database.fetchrow("SELECT facts_version FROM billing_accounts WHERE account_id = $1", account_id)
+        row = await world.database.fetchrow(
+            "SELECT facts_version FROM billing_accounts WHERE account_id = $1", account_id
+        )
         assert row is not None
         seen.append(row["facts_version"])
+        telling.set()
         await told.wait()
 
-    told = asyncio.Event()
+    async def create() -> None:
+        assert (await call("POST", "/v1/budgets", json=BODY)).status == 201
+
+    telling, told = asyncio.Event(), asyncio.Event()
     world.admission.facts_changed = facts_changed  # type: ignore[method-assign]
-    answering = asyncio.ensure_future(call("POST", "/v1/budgets", json=BODY))
-    while not seen:
-        await asyncio.sleep(0)
-    assert not answering.done()
-    told.set()
-    assert (await answering).status == 201
+    async with asyncio.TaskGroup() as group:
+        creating = group.create_task(create())
+        await telling.wait()
+        assert not creating.done()
+        told.set()
     assert seen == [1]
 
 

@@ -127,13 +127,13 @@ async def test_the_cursor_alone_goes_on_with_the_same_range_although_a_new_day_h
 
 
 BAD_PARAMETERS = [
-    ("limit=0", "limit: expected a whole number from 1 to 1000, found \"0\"."),
-    ("limit=1001", "limit: expected a whole number from 1 to 1000, found \"1001\"."),
-    ("limit=-1", "limit: expected a whole number from 1 to 1000, found \"-1\"."),
-    ("limit=1.0", "limit: expected a whole number from 1 to 1000, found \"1.0\"."),
-    ("limit=", "limit: expected a whole number from 1 to 1000, found \"\"."),
-    ("limit=%D9%A1", "limit: expected a whole number from 1 to 1000, found \"\\u0661\"."),
-    (f"limit={'9' * 6000}", f"limit: expected a whole number from 1 to 1000, found \"{'9' * 79}…."),
+    ("limit=0", 'limit: expected a whole number from 1 to 1000, found "0".'),
+    ("limit=1001", 'limit: expected a whole number from 1 to 1000, found "1001".'),
+    ("limit=-1", 'limit: expected a whole number from 1 to 1000, found "-1".'),
+    ("limit=1.0", 'limit: expected a whole number from 1 to 1000, found "1.0".'),
+    ("limit=", 'limit: expected a whole number from 1 to 1000, found "".'),
+    ("limit=%D9%A1", 'limit: expected a whole number from 1 to 1000, found "\\u0661".'),
+    (f"limit={'9' * 6000}", f'limit: expected a whole number from 1 to 1000, found "{"9" * 79}….'),
     ("from=yesterday", f'from: expected {DAY}, found "yesterday".'),
     ("from=2026-11-31", f'from: expected {DAY}, found "2026-11-31".'),
     ("from=20261101", f'from: expected {DAY}, found "20261101".'),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import asyncpg
 from aiohttp import ClientResponse
 
+from gateway.accounts import Accounts
+from gateway.admission import Admission, Ask
 from gateway.config.settings import Settings
 from gateway.database import Database
 from gateway.hosted.services import Services
+from gateway.ledger import Ledger
 from gateway.policy.budgets import BudgetLimit
-from gateway.policy.rules import Plan, Rules
+from gateway.policy.rules import Cost, Plan, Policy, Rules
+from gateway.policy.verdicts import Verdict
 
 Call = Callable[..., Awaitable[ClientResponse]]
 ROOT = Path(__file__).parents[2]
@@ -33,24 +38,27 @@ PLANS = {
 RULES = Rules(version="test", policies=(), plans=PLANS, default_plan="free")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    held_microcents: int = 0
-    used_microcents: dict[str, int] = field(default_factory=dict)
+SPELL = Policy(name="cast", methods=frozenset(), path="/v1/cast", cost=Cost(fixed_microcents=2 * CENT))
 
 
-class Told:
-    """Stands in for admission: remembers what it was told."""
+class WatchedAdmission(Admission):
+    """Admission, and a list of the changes that it was told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, **services: Any) -> None:
+        super().__init__(**services)
         self.changes: list[tuple[str, int]] = []
-        self.state = State()
 
     async def facts_changed(self, account_id: str, version: int) -> None:
+        await super().facts_changed(account_id, version)
         self.changes.append((account_id, version))
 
-    async def budget_state(self, account: object) -> State:
-        return self.state
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """Another worker, with a cache of its own."""
+
+    accounts: Accounts
+    admission: Admission
 
 
 @dataclass(kw_only=True)
@@ -60,10 +68,27 @@ class World:
     account_id: str
     services: Services
     database: Database
-    admission: Told
+    admission: WatchedAdmission
+    elsewhere: Replica
+    ledger: Ledger
     settings: Settings
     rules: Rules = RULES
     now: datetime = NOON
+
+    @property
+    def here(self) -> Replica:
+        return Replica(accounts=self.services.accounts, admission=self.admission)
+
+    def use_rules(self, rules: Rules) -> None:
+        self.rules = rules
+        self.services.accounts.rules_changed()
+
+    async def cast(self, at: Replica) -> Verdict:
+        """A call of SPELL by the account wants to pass."""
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        account = at.accounts.get(self.account_id)
+        at.admission.ask(Ask(account, SPELL.cost.hold_microcents, SPELL, (), verdict.set_result))
+        return await verdict
 
     def forget_unknown_callers(self) -> None:
         """From now on a credential that nobody has is looked up each time."""

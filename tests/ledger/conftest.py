@@ -63,10 +63,13 @@ MakeLedger = Callable[..., tuple[Ledger, Committed]]
 
 
 @pytest.fixture
-async def make_ledger(database: Database, tasks: Tasks, metrics: Metrics) -> AsyncIterator[MakeLedger]:
+async def make_ledger(migrated_url: str, tasks: Tasks, metrics: Metrics) -> AsyncIterator[MakeLedger]:
     made: list[Ledger] = []
+    own = Database(migrated_url, breaker=lenient_breaker(), metrics=metrics)
 
-    def make(*, spill: Callable[..., bool] | None = None, **settings: object) -> tuple[Ledger, Committed]:
+    def make(
+        *, database: Database = own, spill: Callable[..., bool] | None = None, **settings: object
+    ) -> tuple[Ledger, Committed]:
         read = LedgerSettings.model_validate({"flush_interval": "1ms", **settings})
         more = {} if spill is None else {"spill": spill}
         ledger = Ledger(database, read, tasks, metrics, **more)
@@ -79,6 +82,7 @@ async def make_ledger(database: Database, tasks: Tasks, metrics: Metrics) -> Asy
     yield make
     for ledger in made:
         await ledger.close(2.0)
+    await own.close()
 
 
 CheckCounters = Callable[[], Awaitable[None]]

@@ -1,7 +1,8 @@
 """What the ledger's tests are made of: migrated databases, events, and somebody who listens."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -47,10 +48,18 @@ def event(account_id: str, cost_microcents: int = 1_000_000, occurred_ms: int = 
     return UsageEvent(**fields)  # type: ignore[arg-type]
 
 
+async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+    """Returns once ``holds`` does: for what only another program's tables can tell."""
+    async with asyncio.timeout(timeout_s):
+        while not await holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 class Committed:
     """What a ledger told its listeners."""
 
     def __init__(self) -> None:
+        self._more = asyncio.Event()
         self.events: list[UsageEvent] = []
         self.dropped: list[UsageEvent] = []
         self.usages: dict[tuple[str, str, int], int] = {}
@@ -59,7 +68,15 @@ class Committed:
     def commit(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         self.events += events
         self.batches.append(len(events))
+        self._more.set()
         for usage in usages:
             key = (usage.account_id, usage.kind, usage.start_ms)
             assert usage.used_microcents >= self.usages.get(key, 0), "use never falls"
             self.usages[key] = usage.used_microcents
+
+    async def wait_for(self, count: int, timeout_s: float = 20.0) -> None:
+        """Returns once ``count`` events are committed."""
+        async with asyncio.timeout(timeout_s):
+            while len(self.events) < count:
+                self._more.clear()
+                await self._more.wait()

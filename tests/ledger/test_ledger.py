@@ -7,10 +7,11 @@ import asyncpg
 import pytest
 
 from gateway.accounts import Accounts
+from gateway.metrics import Metrics
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import window_at
 from tests.ledger.conftest import CheckCounters, MakeLedger
-from tests.ledger.making import NOON_MS, event
+from tests.ledger.making import NOON_MS, event, until
 
 Connection = asyncpg.Connection
 DAY_MS = 86_400_000
@@ -225,13 +226,11 @@ async def test_casts_that_are_locked_are_charged_later_and_hold_nobody_up(
     async with phase1.transaction():
         await phase1.execute("UPDATE casts SET note = 'busy' WHERE id = $1", cast_id)
         ledger.append(event("a", cast_id=str(cast_id)))
-        while not committed.events:
-            await asyncio.sleep(0.01)
+        await committed.wait_for(1)
         assert await sql.fetchval("SELECT count(*) FROM usage_events") == 1
     await phase1.close()
     ledger.append(event("a"))
-    while len(committed.events) < 2:
-        await asyncio.sleep(0.01)
+    await committed.wait_for(2)
     assert await sql.fetchval("SELECT cost_cents FROM casts") == 1
 
 
@@ -245,12 +244,13 @@ async def test_casts_that_were_locked_are_charged_even_if_no_other_call_comes(
     async with phase1.transaction():
         await phase1.execute("UPDATE casts SET note = 'busy' WHERE id = $1", cast_id)
         ledger.append(event("a", cast_id=str(cast_id)))
-        while not committed.events:
-            await asyncio.sleep(0.01)
+        await committed.wait_for(1)
     await phase1.close()
-    async with asyncio.timeout(10):
-        while await sql.fetchval("SELECT cost_cents FROM casts") is None:
-            await asyncio.sleep(0.05)
+
+    async def charged() -> bool:
+        return await sql.fetchval("SELECT cost_cents FROM casts") == 1
+
+    await until(charged)
 
 
 async def test_closing_gives_up_in_time_and_spills_what_is_left(
@@ -272,14 +272,18 @@ async def test_closing_gives_up_in_time_and_spills_what_is_left(
     assert committed.events == committed.dropped == []
 
 
-async def test_a_table_that_is_missing_is_waited_for(make_ledger: MakeLedger, sql: Connection) -> None:
+async def test_a_table_that_is_missing_is_waited_for(
+    make_ledger: MakeLedger, sql: Connection, metrics: Metrics
+) -> None:
     await sql.execute("ALTER TABLE usage_events RENAME TO away")
     ledger, committed = make_ledger()
     ledger.append(event("a"))
-    await asyncio.sleep(0.05)
+
+    async def refused() -> bool:
+        return metrics.counter("castgate_ledger_failures_total", reason="error").value > 0
+
+    await until(refused)
     assert len(ledger) == 1
     await sql.execute("ALTER TABLE away RENAME TO usage_events")
-    async with asyncio.timeout(10):
-        while not committed.events:
-            await asyncio.sleep(0.01)
+    await committed.wait_for(1)
     assert committed.dropped == []

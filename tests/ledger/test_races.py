@@ -16,7 +16,7 @@ from gateway.policy.periods import Window, window_at
 from gateway.policy.rules import Rules
 from gateway.tasks import Tasks
 from tests.ledger.conftest import CheckCounters
-from tests.ledger.making import NOON_MS, event, lenient_breaker
+from tests.ledger.making import NOON_MS, event, lenient_breaker, until
 
 Connection = asyncpg.Connection
 DAY_MS = 86_400_000
@@ -130,13 +130,15 @@ async def test_a_writer_and_a_seeder_that_wait_for_one_lock_count_the_event_once
 
     steps = [write, seed] if first == "writer" else [seed, write]
     holder = await asyncpg.connect(migrated_url)
-    running = []
-    async with holder.transaction():
-        await holder.execute("SELECT FROM usage_counters WHERE account_id = 'a' FOR UPDATE")
-        for count, step in enumerate(steps, start=1):
-            running.append(asyncio.ensure_future(step()))
-            await wait_for_waiting(sql, count)
-    await asyncio.gather(*running)
+
+    async def both_wait_in_turn() -> None:
+        async with asyncio.TaskGroup() as running, holder.transaction():
+            await holder.execute("SELECT FROM usage_counters WHERE account_id = 'a' FOR UPDATE")
+            for count, step in enumerate(steps, start=1):
+                running.create_task(step())
+                await until(lambda count=count: waiting(sql, count))  # type: ignore[misc]
+
+    await both_wait_in_turn()
     await holder.close()
     assert await sql.fetchval("SELECT used_microcents FROM usage_counters WHERE period = 'daily'") == 7
     await counters_equal_ledger()
@@ -186,15 +188,17 @@ async def test_a_new_budget_in_mid_month_starts_from_what_was_used_while_writing
             written += 1
         return written
 
-    writers = [asyncio.ensure_future(write(database)) for database, _ in replicas[:4]]
-    seeder = replicas[5][1]
-    for limit in KINDS:
-        before = await sql.fetchval("SELECT count(*) FROM usage_events WHERE account_id = 'a'")
-        used = await seeder.seed([(seeder.get(name), windows_at(NOON_MS, [limit])) for name in ("b", "a")])
-        after = await sql.fetchval("SELECT count(*) FROM usage_events WHERE account_id = 'a'")
-        assert before <= used["a"][limit.kind] <= after
-    done.set()
-    written = sum(await asyncio.gather(*writers))
+    async def add_budgets() -> int:
+        seeder = replicas[5][1]
+        for limit in KINDS:
+            before = await sql.fetchval("SELECT count(*) FROM usage_events WHERE account_id = 'a'")
+            used = await seeder.seed([(seeder.get(name), windows_at(NOON_MS, [limit])) for name in ("b", "a")])
+            after = await sql.fetchval("SELECT count(*) FROM usage_events WHERE account_id = 'a'")
+            assert before <= used["a"][limit.kind] <= after
+        done.set()
+        return 0
+
+    written = sum(await asyncio.gather(add_budgets(), *(write(database) for database, _ in replicas[:4])))
     await counters_equal_ledger()
     totals = await sql.fetch("SELECT DISTINCT used_microcents FROM usage_counters WHERE account_id = 'a'")
     assert [row["used_microcents"] for row in totals] == [written]
@@ -222,9 +226,9 @@ async def test_usage_is_not_written_under_another_isolation(sql: Connection, iso
             await sql.fetchval(QUERIES["seed_usage"], [], [], [], [], [], [])
 
 
-async def wait_for_waiting(sql: Connection, count: int) -> None:
-    async with asyncio.timeout(10):
-        while count > await sql.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.01)
+async def waiting(sql: Connection, count: int) -> bool:
+    """Whether ``count`` backends of this database wait for a lock."""
+    found = await sql.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return bool(found == count)

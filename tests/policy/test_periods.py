@@ -78,7 +78,8 @@ CHANGES = {zone: changes(zone) for zone in ZONES}
 def moments(draw: st.DrawFn) -> tuple[str, int]:
     """A zone and an instant, most often within two days of a change of its clocks."""
     zone = draw(st.sampled_from(ZONES))
-    if CHANGES[zone] and draw(st.booleans()):
+    is_near_change: bool = draw(st.booleans())
+    if CHANGES[zone] and is_near_change:
         near_ms = draw(st.sampled_from(CHANGES[zone]))
         offset_ms = draw(st.one_of(st.sampled_from([-1, 0, 1]), st.integers(-48 * HOUR_MS, 48 * HOUR_MS)))
         return zone, max(0, near_ms + offset_ms)

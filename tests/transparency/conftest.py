@@ -13,8 +13,7 @@ import asyncpg
 import pytest
 
 from gateway.embedded import RunningServer
-from gateway.migrate import default_folder, migrate, read_migrations
-from tests.gateways import running_gateway
+from tests.gateways import migrated, running_gateway
 from tests.upstream_stub.running import RunningStub, stub_process
 
 DATABASE = "transparency"
@@ -40,8 +39,7 @@ def direct(postgres_url: str, redis_server: RunningServer) -> Iterator[RunningSt
 
 @pytest.fixture(scope="session")
 def gateway_url(direct: RunningStub) -> Iterator[str]:
-    migrations = read_migrations(default_folder())
-    asyncio.run(migrate(direct.database_url, migrations, report=lambda _: None))
+    migrated(direct.database_url)
     with running_gateway(
         database_url=direct.database_url, redis_url=direct.redis_url, upstream_url=direct.base_url
     ) as gateway:

@@ -1,0 +1,412 @@
+"""Admission: may this call pass, and what does it take from the account's budgets and rate limits?
+
+The way of one ask: what is known of the account (``Known``) → its partition's ``Lane`` → the script (``lua/admit.lua``)
+→ a verdict, or a reason to learn more first (``Refresh``) and ask again. Afterwards the hold is settled: ``void``, or
+``finished`` and, when the ledger has the event, ``posted``. Nothing here waits.
+
+What the script says, and what follows:
+
+    ADMITTED   a Hold, or PASS where there is nothing to hold
+    BUDGET     BudgetExceeded            RATE   RateLimited
+    STALE      the facts are read from Postgres again, then asked again
+    COLD       the windows are seeded from Postgres, then asked again
+    WINDOW     the windows are worked out again at Redis' time, then asked again
+    no answer  decided without Redis (``_decide_without_redis``)
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import structlog
+
+from gateway.admission_batch import Ask, Known, Shape, windows_at
+from gateway.admission_lane import UP, Lane
+from gateway.admission_orphans import CHARGE, Orphans
+from gateway.admission_refresh import Facts, Refresh
+from gateway.admission_settle import Seed
+from gateway.ledger import UsageEvent, WindowUsage, event_id
+from gateway.policy.periods import FOREVER_MS
+from gateway.policy.rules import Rules
+from gateway.policy.verdicts import (
+    PASS,
+    BudgetExceeded,
+    Hold,
+    RateLimited,
+    StoreUnavailable,
+    Verdict,
+)
+from gateway.redis_store import RedisLostError, Reply
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.config.settings import Settings
+    from gateway.ledger import Ledger
+    from gateway.metrics import Metrics
+    from gateway.tasks import Tasks
+
+__all__ = ["Admission", "Ask", "BudgetState"]
+
+# lua/admit.lua
+_BUDGET, _RATE, _STALE, _COLD, _OUTSIDE = 1, 2, 3, 4, 5
+_OUTCOMES = {_BUDGET: "budget", _RATE: "rate", _STALE: "stale", _COLD: "cold", _OUTSIDE: "window"}
+
+# An ask is sent again when more is known; a healthy one needs at most three: load, seed, and a change in between.
+RETRIES_MAX = 8
+# Asks that wait in a worker: as many as it has connections by default, each of which waits for at most one.
+ASKS_MAX = 20_000
+# Policies times plans that are kept as text; far more than anybody has.
+SHAPES_MAX = 10_000
+# What a caller is told where no store could decide: a store that is back is found within breaker.PAUSE_MAX_S.
+RETRY_AFTER_MS = 1000
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """Microcents used by ``BudgetLimit.kind`` in the windows that now are; ``held`` counts against each of them."""
+
+    used_microcents: Mapping[str, int]
+    held_microcents: int
+
+
+class Admission:
+    """Admission of one worker. Start it before asking; without Redis it starts as well."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        settings: "Settings",
+        accounts: Facts,
+        ledger: "Ledger",
+        rules: Callable[[], Rules],
+        tasks: "Tasks",
+        metrics: "Metrics",
+        test_clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """``test_clock_ms`` replaces Redis' clock, in tests."""
+        self._worker_id = worker_id
+        self._accounts = accounts
+        self._rules = rules
+        self._rules_seen = rules()
+        self._tasks = tasks
+        self._connect_timeout_s = settings.redis.connect_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._lanes = [
+            Lane(
+                partition,
+                url=settings.redis.url,
+                worker_id=worker_id,
+                timeout_s=settings.redis.timeout_s,
+                connect_timeout_s=settings.redis.connect_timeout_s,
+                batch_max=settings.redis.batch_max,
+                queue_max=ASKS_MAX,
+                tasks=tasks,
+                metrics=metrics,
+                answered=self._answered,
+                unanswered=self._unanswered,
+                test_clock_ms=test_clock_ms,
+            )
+            for partition in range(settings.redis.partitions)
+        ]
+        self._shapes: dict[tuple[int, str], Shape] = {}
+        # Holds of this worker that are not settled: the lane each is in. Bounded by the calls under way and the ledger.
+        self._open: dict[str, Lane] = {}
+        self._slotted: set[str] = set()
+        self._refresh = Refresh(accounts, tasks, self._loop.time, self._again, self._unanswered)
+        self.orphans = Orphans(
+            self._lanes,
+            hold_ttl_s=settings.hold_ttl_s,
+            append=ledger.append,
+            on_orphan=self._on_orphan,
+            metrics=metrics,
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+        self._holds_open = metrics.gauge("castgate_holds_open")
+        self._settled = {
+            how: metrics.counter("castgate_holds_settled_total", how=how) for how in ("posted", "voided", "expired")
+        }
+        self._outcomes = {
+            name: metrics.counter("castgate_admission_outcomes_total", outcome=name)
+            for name in ("admitted", *_OUTCOMES.values(), "store_allow", "store_deny", "overloaded")
+        }
+
+    async def start(self) -> None:
+        """Connect, or find that Redis is away; then serve either way."""
+        for lane in self._lanes:
+            lane.start()
+        await asyncio.gather(*(lane.wait_tried(self._connect_timeout_s) for lane in self._lanes))
+        self._sweeper = self._tasks.start("admission.sweep", self.orphans.run())
+
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Tell Redis what is settled, within ``timeout_s``. Holds still open are left to other workers' sweepers."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await asyncio.gather(*(lane.close(timeout_s) for lane in self._lanes))
+
+    # --- before the call
+
+    def ask(self, ask: Ask) -> None:
+        """``ask.done`` hears the verdict, once; where Redis is away that is before this returns."""
+        account, policy = ask.account, ask.policy
+        rules = self._rules()
+        if rules is not self._rules_seen or len(self._shapes) > SHAPES_MAX:
+            self._rules_seen = rules
+            self._shapes.clear()
+        plan = "" if account is None else account.plan
+        shape = self._shapes.get((id(policy), plan))
+        if shape is None:
+            shape = Shape(policy, rules.plan_of(plan) if account is not None else None)
+            self._shapes[id(policy), plan] = shape
+        ask.shape = shape
+        ask.hold_id = event_id() if ask.hold_microcents > 0 or shape.has_slots else ""
+        if account is None:
+            ask.known = None
+            lane = ask.lane = self._lane_of(ask.rate_keys[0] if ask.rate_keys else "")
+        else:
+            known = account.admission
+            if not isinstance(known, Known):
+                known = self._know(ask, account)
+                if known is None:
+                    return
+            lane = ask.lane = known.lane
+            ask.known = known
+            is_doubtful = known.generation != lane.generation or 0 < known.rolling_until_s < self._loop.time()
+            if is_doubtful and lane.state == UP:
+                self._refresh.seed(ask, account)
+                return
+        if lane.state != UP:
+            self._unanswered([ask], False)
+        elif not lane.ask(ask):
+            self._outcomes["overloaded"].add()
+            self._tell(ask, StoreUnavailable(retry_after_ms=RETRY_AFTER_MS))
+
+    def _know(self, ask: Ask, account: "Account") -> Known | None:
+        """The account's windows now; None where the ask waits for the account's facts, or was answered without."""
+        lane = ask.lane = self._lane_of(account.account_id)
+        if lane.state != UP:
+            self._unanswered([ask], False)
+            return None
+        if account.version < 0:
+            self._refresh.load(ask, account)
+            return None
+        known = Known(account, lane, windows_at(account.limits, lane.now_ms))
+        account.admission = known
+        return known
+
+    def _lane_of(self, name: str) -> Lane:
+        if len(self._lanes) == 1:
+            return self._lanes[0]
+        return self._lanes[crc32(name.encode("utf-8", "surrogatepass")) % len(self._lanes)]
+
+    def _answered(self, lane: Lane, asks: list[Ask], reply: list[Reply]) -> None:
+        now_ms = reply[0]
+        admitted = 0
+        for place, ask in enumerate(asks, 1):
+            outcome = reply[place]
+            if outcome == 0:
+                admitted += 1
+                self._tell(ask, self._held(ask, now_ms) if ask.hold_id else PASS)
+            else:
+                self._not_admitted(ask, outcome, now_ms)
+        self._outcomes["admitted"].add(admitted)
+        self._holds_open.set(len(self._open))
+
+    def _held(self, ask: Ask, now_ms: int) -> Hold:
+        hold_id = ask.hold_id
+        self._open[hold_id] = ask.lane
+        if ask.shape.has_slots:
+            self._slotted.add(hold_id)
+        account = ask.account
+        return Hold(
+            hold_id=hold_id,
+            account_id="" if account is None else account.account_id,
+            amount_microcents=ask.hold_microcents,
+            admitted_ms=now_ms,
+        )
+
+    def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:
+        code = outcome[0]
+        self._outcomes[_OUTCOMES[code]].add()
+        if code == _RATE:
+            self._tell(ask, _rate_limited(ask, outcome[1], outcome[2]))
+            return
+        account, known = ask.account, ask.known
+        assert account is not None, "only rate limits can refuse a call without an account"
+        assert known is not None
+        if code == _BUDGET:
+            self._tell(ask, _budget_exceeded(ask, known, outcome[1], outcome[2], now_ms))
+        elif code == _STALE:
+            self._refresh_stale(ask, account, known)
+        elif code == _COLD:
+            self._refresh.seed(ask, account)
+        else:
+            if account.admission is known:
+                account.admission = None
+            self._again(ask)
+
+    def _refresh_stale(self, ask: Ask, account: "Account", known: Known) -> None:
+        if account.version != known.version:  # read again meanwhile, for another ask
+            account.admission = None
+            self._again(ask)
+        else:
+            self._refresh.load(ask, account, stale=True)
+
+    def _again(self, ask: Ask) -> None:
+        ask.retries += 1
+        if ask.retries > RETRIES_MAX:
+            _log.error("ask_never_settled", policy=ask.policy.name, retries=RETRIES_MAX)
+            self._outcomes["store_deny"].add()
+            self._tell(ask, StoreUnavailable(retry_after_ms=RETRY_AFTER_MS))
+        else:
+            self.ask(ask)
+
+    def _unanswered(self, asks: list[Ask], was_sent: bool) -> None:
+        for ask in asks:
+            self._tell(ask, self._decide_without_redis(ask, was_sent=was_sent))
+
+    def _decide_without_redis(self, ask: Ask, *, was_sent: bool) -> Verdict:
+        """The one place that chooses who decides where Redis cannot: so far the policy's ``on_store_failure``.
+
+        Where the script was sent, it may have run or may yet run: the answer bears the hold's id, so that settling it
+        undoes whatever it took.
+        """
+        hold_sent = was_sent and ask.hold_id != ""
+        if ask.policy.on_store_failure == "allow":
+            self._outcomes["store_allow"].add()
+            return self._held(ask, ask.lane.now_ms) if hold_sent else PASS
+        self._outcomes["store_deny"].add()
+        if hold_sent:
+            ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
+        return StoreUnavailable(retry_after_ms=RETRY_AFTER_MS)
+
+    def _tell(self, ask: Ask, verdict: Verdict) -> None:
+        try:
+            ask.done(verdict)
+        except Exception:  # noqa: BLE001  one call's fault must not take the verdicts of its neighbours along
+            _log.exception("verdict_not_taken", policy=ask.policy.name)
+
+    # --- after the call
+
+    def void(self, hold: Hold) -> None:
+        """The call is not charged: give back all that it holds. A hold that is settled already stays so."""
+        lane = self._open.pop(hold.hold_id, None)
+        self._slotted.discard(hold.hold_id)
+        if lane is not None:
+            self._settled["voided"].add()
+            lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
+            lane.settle_soon()
+
+    def finished(self, hold: Hold, actual_microcents: int) -> None:
+        """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger."""
+        had_slots = hold.hold_id in self._slotted
+        if not had_slots and actual_microcents == hold.amount_microcents:
+            return
+        self._slotted.discard(hold.hold_id)
+        lane = self._open.get(hold.hold_id)
+        if lane is not None:
+            lane.settled.adjust(hold.hold_id, actual_microcents)
+            lane.settle_soon()
+
+    def posted(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
+        """The ledger has ``events``: their holds are over, and this is what their accounts have used since."""
+        touched = set()
+        for account_id, kind, start_ms, end_ms, used_microcents in usages:
+            lane = self._lane_of(account_id)
+            if end_ms > lane.now_ms:
+                lane.settled.use(account_id, kind, start_ms, used_microcents)
+                touched.add(lane)
+        touched |= self._remove(events, posted=True)
+        for lane in touched:
+            lane.settle_soon()
+
+    def dropped(self, events: Sequence[UsageEvent]) -> None:
+        """The ledger has given ``events`` up: nothing will be charged for them."""
+        for lane in self._remove(events, posted=False):
+            lane.settle_soon()
+
+    def _remove(self, events: Sequence[UsageEvent], *, posted: bool) -> set[Lane]:
+        by_lane: dict[Lane, list[str]] = {}
+        expired = 0
+        for event in events:
+            hold_id = event.event_id
+            self._slotted.discard(hold_id)
+            lane = self._open.pop(hold_id, None)
+            if lane is not None:
+                by_lane.setdefault(lane, []).append(hold_id)
+            elif (worker_id := self.orphans.pending.pop(hold_id, None)) is not None:
+                expired += 1
+                lane = self._lane_of(event.account_id)
+                by_lane.setdefault(lane, [])
+                lane.settled.remove(worker_id, (hold_id,), posted=posted)
+        for lane, hold_ids in by_lane.items():
+            if hold_ids:
+                lane.settled.remove(self._worker_id, hold_ids, posted=posted)
+                self._settled["posted" if posted else "voided"].add(len(hold_ids))
+        self._settled["expired"].add(expired)
+        return set(by_lane)
+
+    # --- facts and budgets
+
+    async def facts_changed(self, account_id: str, version: int) -> None:
+        """Every worker's next ask of the account knows ``version``, from when this returns; where Redis is away, from
+        when it is back."""
+        await self._lane_of(account_id).raise_version(account_id, version)
+
+    async def budget_state(self, account: "Account") -> BudgetState:
+        """Used and held in the account's windows, from Redis, and from Postgres what Redis does not know.
+
+        Raises StoreError where Postgres is needed and away.
+        """
+        await self._accounts.load([account])
+        lane = self._lane_of(account.account_id)
+        limits = account.limits
+        windows = dict(zip((limit.kind for limit in limits), windows_at(limits, lane.now_ms), strict=True))
+        fields = [f"{letter}:{kind}" for kind in windows for letter in "su"]
+        try:
+            values = await lane.call("HMGET", lane.account_key(account.account_id), "h", *fields)
+        except RedisLostError:
+            values = [None] * (1 + len(fields))
+        held, *pairs = (None if value is None else int(value) for value in values)
+        used: dict[str, int] = {}
+        for (kind, window), start, amount in zip(windows.items(), pairs[::2], pairs[1::2], strict=True):
+            if start == window.start_ms and amount is not None:
+                used[kind] = amount
+        if len(used) < len(windows):
+            seeded = (await self._accounts.seed([(account, windows)]))[account.account_id]
+            usage = {kind: (windows[kind].start_ms, microcents) for kind, microcents in seeded.items()}
+            lane.settled.seed(Seed(account_id=account.account_id, version=account.version, usage=usage))
+            lane.settle_soon()
+            used = {kind: max(microcents, used.get(kind, 0)) for kind, microcents in seeded.items()}
+        return BudgetState(used_microcents=used, held_microcents=held or 0)
+
+    def _on_orphan(self, policy: str) -> str:
+        """What becomes of a dead worker's hold under the policy of that name."""
+        return CHARGE
+
+
+def _rate_limited(ask: Ask, place: int, wait_ms: int) -> RateLimited:
+    limit = ask.policy.rate_limits[place]
+    return RateLimited(
+        policy=ask.policy.name,
+        limit_name=limit.name,
+        limit=ask.shape.limits[place],
+        window_ms=limit.window_ms,
+        retry_after_ms=wait_ms,
+    )
+
+
+def _budget_exceeded(ask: Ask, known: Known, place: int, taken: int, now_ms: int) -> BudgetExceeded:
+    limit, window = known.limits[place], known.windows[place]
+    return BudgetExceeded(
+        period=limit.period,
+        limit_microcents=limit.hard_limit_microcents,
+        used_microcents=taken,
+        cost_microcents=ask.hold_microcents,
+        resets_ms=None if window.end_ms >= FOREVER_MS else window.end_ms,
+        now_ms=now_ms,
+    )

@@ -1,0 +1,142 @@
+"""What one script call carries: asks and what has been settled, as the JSON that ``lua/input.lua`` describes.
+
+Texts that stay the same from call to call are kept: an account's version and windows (``Known``), a policy's limits
+under a plan (``Shape``). A batch names each once and its calls by number, so a call costs one short string.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from gateway.policy.budgets import BudgetLimit
+from gateway.policy.periods import Window, window_at
+from gateway.policy.rules import Plan, Policy
+from gateway.policy.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.admission_lane import Lane
+
+# In Redis' keys and in lua/limits_*.lua; the window's length is part of the key, see lua/limits.lua.
+_LETTERS = {"fixed_window": "f", "sliding_window": "s", "token_bucket": "t", "concurrency": "c"}
+# What may stand in JSON and in a key as it is. Anything else (long, not ASCII, not even Unicode) goes as its digest:
+# one strange header must not spoil the batch that it travels in.
+_plain = re.compile(r"[!#-\[\]-~]{1,128}").fullmatch
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """One call that wants to pass. ``rate_keys`` has the key's value for each of ``policy.rate_limits``.
+
+    ``account`` is None for a call of nobody in particular: only rate limits apply, in the partition of the first key.
+    ``done`` hears the verdict, once; that may be before ``Admission.ask`` returns.
+    """
+
+    account: "Account | None"
+    hold_microcents: int
+    policy: Policy
+    rate_keys: tuple[str, ...]
+    done: Callable[[Verdict], None]
+    weight: int = 1
+    # Admission's own from here on.
+    lane: "Lane" = field(init=False)
+    known: "Known | None" = field(init=False)
+    shape: "Shape" = field(init=False)
+    hold_id: str = field(init=False)  # blank where nothing is to be held
+    retries: int = field(init=False, default=0)
+
+
+class Known:
+    """What admission remembers of an account: its windows now, and the text that says so to the script."""
+
+    __slots__ = ("_batch", "_index", "generation", "lane", "limits", "rolling_until_s", "text", "version", "windows")
+
+    def __init__(
+        self, account: "Account", lane: "Lane", windows: tuple[Window, ...], rolling_until_s: float = 0.0
+    ) -> None:
+        self.lane = lane
+        self.generation = lane.generation
+        self.version = account.version
+        self.limits = account.limits
+        self.windows = windows
+        # Loop time until which the script is told that Postgres cannot seed a window that has just begun.
+        self.rolling_until_s = rolling_until_s
+        rows = [
+            [limit.kind, window.start_ms, window.end_ms, limit.hard_limit_microcents]
+            for limit, window in zip(self.limits, windows, strict=True)
+        ]
+        entry = [account.account_id, self.version, rows, *([1] if rolling_until_s else [])]
+        self.text = json.dumps(entry, separators=(",", ":"))
+        self._batch = 0
+        self._index = 0
+
+    def index_in(self, batch: int, texts: list[str]) -> int:
+        """The number of this account in ``batch``, beginning with 1."""
+        if self._batch != batch:
+            self._batch = batch
+            texts.append(self.text)
+            self._index = len(texts)
+        return self._index
+
+
+def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
+    """The window of each limit that holds ``at_ms``."""
+    return tuple(window_at(limit.period, limit.time_zone, limit.week_start, at_ms) for limit in limits)
+
+
+class Shape:
+    """A policy under a plan: its rate limits with the plan's numbers."""
+
+    __slots__ = ("_batch", "_index", "has_slots", "limits", "policy", "text")
+
+    def __init__(self, policy: Policy, plan: Plan | None) -> None:
+        self.policy = policy  # kept: shapes are found by the id of their policy
+        overrides: Mapping[str, int] = plan.rate_limits if plan else {}
+        self.limits = tuple(overrides.get(limit.name, limit.limit) for limit in policy.rate_limits)
+        self.has_slots = any(limit.algorithm == "concurrency" for limit in policy.rate_limits)
+        rows = []
+        for limit, number in zip(policy.rate_limits, self.limits, strict=True):
+            letter = _LETTERS[limit.algorithm]
+            key = f"r:{letter}:{policy.name}:{limit.name}:{limit.window_ms}:"
+            # A plan that changes the limit changes a burst that was not set with it.
+            rows.append([letter, number, limit.window_ms, limit.burst or number, key])
+        self.text = json.dumps([policy.name, rows], separators=(",", ":"))
+        self._batch = 0
+        self._index = 0
+
+    def index_in(self, batch: int, texts: list[str]) -> int:
+        """The number of this shape in ``batch``, beginning with 1."""
+        if self._batch != batch:
+            self._batch = batch
+            texts.append(self.text)
+            self._index = len(texts)
+        return self._index
+
+
+def batch_text(number: int, epoch: int, beat: bool, asks: Sequence[Ask], settled: str) -> str:
+    """The script's first argument. ``number`` differs from that of every other batch of the process."""
+    accounts: list[str] = []
+    shapes: list[str] = []
+    calls = []
+    for ask in asks:
+        known = ask.known
+        account = 0 if known is None else known.index_in(number, accounts)
+        shape = ask.shape.index_in(number, shapes)
+        weight = "" if ask.weight == 1 else f",{ask.weight}"
+        keys = _quoted(ask.rate_keys)
+        calls.append(f'[{account},{ask.hold_microcents},"{ask.hold_id}",{shape},[{keys}]{weight}]')
+    return (
+        f"[{epoch},{1 if beat else 0},[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}]"
+    )
+
+
+def _quoted(values: tuple[str, ...]) -> str:
+    if len(values) == 1 and _plain(values[0]):  # nearly every call
+        return f'"{values[0]}"'
+    return ",".join(
+        f'"{value}"' if _plain(value) else f'"sha256-{sha256(value.encode("utf-8", "surrogatepass")).hexdigest()}"'
+        for value in values
+    )

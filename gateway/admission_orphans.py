@@ -1,0 +1,116 @@
+"""Settles what dead workers held. Any living worker does, several may at once: the ledger takes each hold's event once.
+
+A hold found is charged as ``expired`` with its own id and amount (or voided, where the policy says so). It stays in the
+dead worker's book until the ledger has the event; if its finder dies too, the next one finds it again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.ledger import UsageEvent
+from gateway.redis_store import RedisLostError
+
+if TYPE_CHECKING:
+    from gateway.admission_lane import Lane
+    from gateway.metrics import Metrics
+
+# Holds taken up at once: a worker that dies may leave thousands, and the ledger's queue is bounded.
+PAGE = 500
+CHARGE = "charge"
+VOID = "void"
+
+_log = structlog.get_logger()
+
+
+class Orphans:
+    """The sweeper of one worker. ``on_orphan`` says CHARGE or VOID for a policy's name."""
+
+    def __init__(
+        self,
+        lanes: "list[Lane]",
+        *,
+        hold_ttl_s: float,
+        append: Callable[[UsageEvent], None],
+        on_orphan: Callable[[str], str],
+        metrics: "Metrics",
+    ) -> None:
+        self._lanes = lanes
+        self._hold_ttl_s = hold_ttl_s
+        self._append = append
+        self._on_orphan = on_orphan
+        # Hold id -> the dead worker whose book it is in, until the ledger has its event. Bounded by what is found.
+        self.pending: dict[str, str] = {}
+        self._voided = metrics.counter("castgate_holds_settled_total", how="voided")
+
+    async def run(self) -> None:
+        """Sweep three times in a hold's life, for ever."""
+        pause_s = self._hold_ttl_s / 3
+        while True:
+            await asyncio.sleep(pause_s)
+            now_s = asyncio.get_running_loop().time()
+            for lane in self._lanes:
+                # After an outage of Redis everybody has been silent; those that live are heard of again by then.
+                if lane.is_up and now_s - lane.up_since_s >= pause_s:
+                    await self.sweep(lane)
+
+    async def sweep(self, lane: "Lane") -> int:
+        """Take up the holds of all workers silent for hold_ttl. Returns how many."""
+        silent_ms = int(self._hold_ttl_s * 1000)
+        found = 0
+        try:
+            for worker in await lane.orphans(silent_ms):
+                worker_id = worker.decode() if isinstance(worker, bytes) else str(worker)
+                if worker_id != lane.worker_id:
+                    found += await self._sweep_worker(lane, silent_ms, worker_id)
+        except RedisLostError as error:
+            _log.warning("sweep_interrupted", error=str(error))
+        return found
+
+    async def _sweep_worker(self, lane: "Lane", silent_ms: int, worker_id: str) -> int:
+        cursor, found = "0", 0
+        while True:
+            reply = await lane.orphans(silent_ms, worker_id, cursor, PAGE)
+            cursor = _text(reply[0])
+            for at in range(1, len(reply), 5):
+                hold_id, account_id, amount, admitted_ms, policy = reply[at : at + 5]
+                found += self._take_up(
+                    lane, worker_id, _text(hold_id), _text(account_id), int(amount), int(admitted_ms), _text(policy)
+                )
+            if cursor == "0":
+                break
+        if found:
+            _log.warning("orphans_found", worker=worker_id, holds=found)
+        return found
+
+    def _take_up(
+        self, lane: "Lane", worker_id: str, hold_id: str, account_id: str, amount: int, admitted_ms: int, policy: str
+    ) -> bool:
+        if hold_id in self.pending:
+            return False
+        if amount == 0 or not account_id or self._on_orphan(policy) == VOID:
+            lane.settled.remove(worker_id, (hold_id,), posted=False)
+            lane.settle_soon()
+            self._voided.add()
+            return True
+        self.pending[hold_id] = worker_id
+        self._append(
+            UsageEvent(
+                event_id=hold_id,
+                account_id=account_id,
+                policy=policy,
+                occurred_ms=admitted_ms,
+                cost_microcents=amount,
+                upstream_status=0,
+                outcome="expired",
+                cast_id=None,
+                request_id=None,
+            )
+        )
+        return True
+
+
+def _text(value: bytes | int) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

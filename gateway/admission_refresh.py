@@ -1,0 +1,158 @@
+"""Asks whose account is not known well enough, here or in Redis, wait here while Postgres is read.
+
+However many asks of however many accounts wait: one statement for all that waits when it begins, and one at a time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import asyncpg
+import structlog
+
+from gateway.admission_batch import Ask, Known, windows_at
+from gateway.admission_settle import Seed
+from gateway.database import StoreError
+from gateway.policy.periods import Window
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.admission_lane import Lane
+    from gateway.tasks import Tasks
+
+# Accounts read together; Accounts splits what is too much for one statement.
+ACCOUNTS_MAX = 2000
+# After STALE an account is loaded; so often in one ask's life, and Postgres, the truth, is behind what Redis knows.
+STALE_MAX = 2
+# While Postgres is away: how long a window that began meanwhile is trusted to begin with nothing used.
+ROLLING_S = 1.0
+
+_log = structlog.get_logger()
+
+
+class Facts(Protocol):
+    """What is asked of ``gateway.accounts.Accounts``."""
+
+    async def load(self, accounts: "Sequence[Account]") -> None:
+        """Read their facts. Raises StoreError."""
+
+    async def seed(self, wanted: "Sequence[tuple[Account, Mapping[str, Window]]]") -> Mapping[str, Mapping[str, int]]:
+        """Their facts, and microcents used by account id and kind. Raises StoreError."""
+
+
+class _Waiting:
+    __slots__ = ("account", "asks", "exactly", "lane", "seed")
+
+    def __init__(self, account: "Account", lane: "Lane") -> None:
+        self.account = account
+        self.lane = lane
+        self.asks: list[Ask] = []
+        self.seed = False
+        self.exactly = False
+
+
+class Refresh:
+    """The waiting room. ``again`` takes an ask that may be sent once more, ``unanswered`` those that can not."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        tasks: "Tasks",
+        clock: Callable[[], float],
+        again: Callable[[Ask], None],
+        unanswered: Callable[[list[Ask], bool], None],
+    ) -> None:
+        self._facts = facts
+        self._tasks = tasks
+        self._clock = clock
+        self._again = again
+        self._unanswered = unanswered
+        self._waiting: dict[Account, _Waiting] = {}
+        self._running = False
+
+    def load(self, ask: Ask, account: "Account", *, stale: bool = False) -> None:
+        """The facts are not known, or older than those Redis knows."""
+        waiting = self._enter(ask, account)
+        if stale and ask.retries > STALE_MAX:
+            # What was loaded after Redis knew the newer version is still older: the ledger was restored or replaced.
+            _log.warning("ledger_behind_redis", account=account.account_id, version=account.version)
+            waiting.seed = waiting.exactly = True
+
+    def seed(self, ask: Ask, account: "Account") -> None:
+        """Redis does not know what was used."""
+        self._enter(ask, account).seed = True
+
+    def _enter(self, ask: Ask, account: "Account") -> _Waiting:
+        waiting = self._waiting.get(account)
+        if waiting is None:
+            waiting = self._waiting[account] = _Waiting(account, ask.lane)
+        waiting.asks.append(ask)
+        if not self._running:
+            self._running = True
+            self._tasks.start("admission.refresh", self._run())
+        return waiting
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.pop(account) for account in list(self._waiting)[:ACCOUNTS_MAX]]
+                await self._load([waiting for waiting in batch if not waiting.seed])
+                await self._seed([waiting for waiting in batch if waiting.seed])
+        finally:
+            self._running = False
+            left, self._waiting = self._waiting, {}
+            for waiting in left.values():  # cancelled: the process is ending
+                self._unanswered(waiting.asks, False)
+
+    async def _load(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        try:
+            await self._facts.load([waiting.account for waiting in batch])
+        except (StoreError, asyncpg.PostgresError) as error:
+            _log.warning("facts_not_loaded", accounts=len(batch), error=str(error))
+            for waiting in batch:
+                self._unanswered(waiting.asks, False)
+            return
+        for waiting in batch:
+            self._retry(waiting)
+
+    async def _seed(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        wanted = []
+        for waiting in batch:
+            limits = waiting.account.limits
+            windows = windows_at(limits, waiting.lane.now_ms)
+            wanted.append(
+                (waiting.account, {limit.kind: window for limit, window in zip(limits, windows, strict=True)})
+            )
+        try:
+            used = await self._facts.seed(wanted)
+        except (StoreError, asyncpg.PostgresError) as error:
+            _log.warning("accounts_not_seeded", accounts=len(batch), error=str(error))
+            for waiting in batch:
+                self._roll(waiting)
+            return
+        for waiting, (account, windows_of) in zip(batch, wanted, strict=True):
+            sums = used[account.account_id]
+            usage = {kind: (windows_of[kind].start_ms, microcents) for kind, microcents in sums.items()}
+            waiting.lane.settled.seed(
+                Seed(account_id=account.account_id, version=account.version, usage=usage, exactly=waiting.exactly)
+            )
+            account.admission = None
+            self._retry(waiting)
+
+    def _roll(self, waiting: _Waiting) -> None:
+        """Postgres is away: Redis may begin a new window with nothing used, if it knows the one before."""
+        account, lane = waiting.account, waiting.lane
+        known = account.admission
+        now_s = self._clock()
+        if isinstance(known, Known) and known.rolling_until_s > now_s:
+            self._unanswered(waiting.asks, False)  # Redis was asked so already: it knows nothing of this account
+            return
+        account.admission = Known(account, lane, windows_at(account.limits, lane.now_ms), now_s + ROLLING_S)
+        self._retry(waiting)
+
+    def _retry(self, waiting: _Waiting) -> None:
+        for ask in waiting.asks:
+            self._again(ask)

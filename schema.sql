@@ -1,0 +1,332 @@
+-- What migrations/ add up to, to read and to make a database from at once; tests hold the two together.
+-- Run with psql -f, in a database where Phase 1's tables are already (or are not to be).
+
+BEGIN;
+
+-- Castgate's own tables: who pays (billing_accounts), what they allow themselves (budgets), what they used
+-- (usage_counters), and what each cast cost (casts.cost_cents, on Phase 1's table, where there is one).
+-- Keys are compared byte by byte (COLLATE "C"): faster, and an upgrade of the system's locales cannot spoil their indexes.
+CREATE TABLE billing_accounts (
+    account_id             text COLLATE "C" PRIMARY KEY,
+    stripe_customer_id     text UNIQUE,
+    stripe_subscription_id text UNIQUE,
+    plan                   text,                              -- NULL: the default plan
+    status                 text NOT NULL DEFAULT 'none',      -- Stripe's subscription status, or none
+    -- Rises with every change of plan or budgets; a gateway that knows an older number must read again.
+    facts_version          bigint NOT NULL DEFAULT 0,
+    created_at             timestamptz NOT NULL DEFAULT now(),
+    updated_at             timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE budgets (
+    account_id            text COLLATE "C" NOT NULL,
+    period                text NOT NULL CHECK (period IN ('daily', 'weekly', 'monthly', 'total')),
+    hard_limit_microcents bigint NOT NULL CHECK (hard_limit_microcents >= 0),
+    soft_limit_microcents bigint CHECK (soft_limit_microcents BETWEEN 0 AND hard_limit_microcents),
+    time_zone             text NOT NULL DEFAULT 'UTC',
+    week_start            smallint NOT NULL DEFAULT 1 CHECK (week_start BETWEEN 1 AND 7),
+    created_at            timestamptz NOT NULL DEFAULT now(),
+    updated_at            timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (account_id, period)
+);
+
+-- The sum of usage_events in one window, kept with every write of events. The row of period 'total' always exists for
+-- an account that has used anything, and its lock orders all writers of the account's other rows
+-- (0006_usage_functions.sql has the protocol).
+CREATE TABLE usage_counters (
+    account_id      text COLLATE "C" NOT NULL,
+    window_end      timestamptz NOT NULL,
+    period          text COLLATE "C" NOT NULL CHECK (period IN ('daily', 'weekly', 'monthly', 'total')),
+    time_zone       text COLLATE "C" NOT NULL,
+    week_start      smallint NOT NULL,
+    window_start    timestamptz NOT NULL,
+    used_microcents bigint NOT NULL DEFAULT 0 CHECK (used_microcents >= 0),
+    calls           bigint NOT NULL DEFAULT 0,
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    -- window_end leads: a write touches the windows that are still open, however many closed ones there are.
+    PRIMARY KEY (account_id, window_end, period, time_zone, week_start),
+    CHECK (window_start < window_end)
+)
+-- Rows are updated in place all day and no indexed column changes: room in the page keeps these updates off the index.
+WITH (fillfactor = 70);
+
+DO $$
+BEGIN
+    IF to_regclass('casts') IS NOT NULL THEN
+        ALTER TABLE casts ADD COLUMN IF NOT EXISTS cost_cents numeric(18, 6);
+    END IF;
+END $$;
+
+-- The ledger: one row for each call that was charged, written once whoever writes it and however often.
+CREATE TABLE usage_events (
+    id                uuid PRIMARY KEY,           -- UUIDv7, made by the gateway when the hold is taken
+    account_id        text COLLATE "C" NOT NULL,
+    policy            text NOT NULL,
+    occurred_at       timestamptz NOT NULL,       -- when the call was admitted, by Redis' clock
+    cost_microcents   bigint NOT NULL CHECK (cost_microcents >= 0),
+    upstream_status   smallint NOT NULL,          -- 0: the upstream never answered
+    outcome           text NOT NULL CHECK (outcome IN ('posted', 'expired')),
+    cast_id           text,                       -- the cast's id in Phase 1, where the answer told it
+    request_id        text,
+    recorded_at       timestamptz NOT NULL DEFAULT now()
+);
+
+-- Sums over a window (a new budget in mid-month, GET /v1/usage) are answered from this index alone.
+CREATE INDEX usage_events_account_time ON usage_events (account_id, occurred_at) INCLUDE (cost_microcents, policy);
+
+-- The two writers of usage_counters, as functions: one round trip each, and no lock is ever held while a client is
+-- slow, stopped or gone.
+--
+-- The protocol. An account's row of period 'total' is its lock, taken in order of account_id, always after the
+-- account's new events were inserted and always before its other counters are read or written. Locks are taken in the
+-- order events by id, casts, totals by account, other counters; the last are only touched under their total's lock. So
+-- nobody waits in a circle. Each statement of a VOLATILE function at READ COMMITTED has its own snapshot: what runs
+-- after the lock sees all that earlier holders of the lock committed. That is why the steps are statements of their own
+-- and not parts of one WITH, which would all look at the snapshot from before the wait.
+--
+-- The settings: whoever waits longer for a lock tries again, and does not pile up here. Every table is reached by the keys
+-- of a batch, so that a write costs the same however many rows there are; for tables of middling size the planner would
+-- rather read all of it.
+-- Writes events once (by id), adds their costs to the account's counters, and to casts.cost_cents by the statement of
+-- the operator ($1 text[]: cast ids, $2 numeric[]: cents). Late casts are charges that an earlier call could not write
+-- because casts was locked. Gives the absolute use of every counter of the accounts named that is open at the oldest
+-- event or later, also for events that were there before: who replays must learn the same.
+CREATE OR REPLACE FUNCTION castgate_record_usage(
+    event_ids          uuid[],
+    account_ids        text[],
+    policies           text[],
+    occurred_ms        bigint[],
+    costs_microcents   bigint[],
+    upstream_statuses  smallint[],
+    outcomes           text[],
+    cast_ids           text[],
+    request_ids        text[],
+    cast_cost_sql      text,       -- NULL: casts are not charged
+    late_cast_ids      text[],
+    late_microcents    bigint[],
+    OUT recorded       bigint,     -- events that were new
+    OUT casts_charged  bigint,
+    OUT casts_missing  bigint,     -- casts that the statement did not find
+    OUT casts_refused  bigint,     -- casts that can never be charged: a bad id, no such table, not allowed
+    OUT casts_error    text,       -- the last error with casts: SQLSTATE and text
+    OUT casts_late     text[],     -- casts to try again, with
+    OUT casts_late_microcents bigint[],
+    OUT usage_accounts text[],     -- the counters, as columns
+    OUT usage_kinds    text[],
+    OUT usage_start_ms bigint[],
+    OUT usage_end_ms   bigint[],
+    OUT usage_microcents bigint[]
+)
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    new_accounts text[];
+    new_times    timestamptz[];
+    new_costs    bigint[];
+    cast_cents   numeric[];
+    oldest       timestamptz;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is written at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    casts_charged := 0;
+    casts_missing := 0;
+    casts_refused := 0;
+
+    -- 1. The events. Sorted: two writers that replay the same events wait for each other in one direction only.
+    WITH inserted AS (
+        INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome,
+                                  cast_id, request_id)
+        SELECT event.id, event.account_id, event.policy,
+               timestamptz 'epoch' + event.occurred_ms * interval '1 millisecond',
+               event.cost_microcents, event.upstream_status, event.outcome, event.cast_id, event.request_id
+        FROM unnest(event_ids, account_ids, policies, occurred_ms, costs_microcents, upstream_statuses, outcomes,
+                    cast_ids, request_ids)
+             AS event(id, account_id, policy, occurred_ms, cost_microcents, upstream_status, outcome,
+                      cast_id, request_id)
+        ORDER BY event.id
+        ON CONFLICT (id) DO NOTHING
+        RETURNING usage_events.account_id, usage_events.occurred_at, usage_events.cost_microcents,
+                  usage_events.cast_id
+    )
+    SELECT count(*),
+           array_agg(inserted.account_id), array_agg(inserted.occurred_at), array_agg(inserted.cost_microcents),
+           array_agg(inserted.cast_id) FILTER (WHERE inserted.cast_id IS NOT NULL),
+           array_agg(inserted.cost_microcents) FILTER (WHERE inserted.cast_id IS NOT NULL)
+    INTO recorded, new_accounts, new_times, new_costs, casts_late, casts_late_microcents
+    FROM inserted;
+
+    -- 2. The casts, before any account is locked: Phase 1 may hold their rows.
+    casts_late := casts_late || late_cast_ids;
+    casts_late_microcents := casts_late_microcents || late_microcents;
+    IF cast_cost_sql IS NOT NULL AND cardinality(casts_late) > 0 THEN
+        SELECT array_agg(cost / 1000000.0 ORDER BY place) INTO cast_cents
+        FROM unnest(casts_late_microcents) WITH ORDINALITY AS late(cost, place);
+        PERFORM set_config('lock_timeout', '250ms', true);
+        BEGIN
+            EXECUTE cast_cost_sql USING casts_late, cast_cents;
+            GET DIAGNOSTICS casts_charged = ROW_COUNT;
+            casts_missing := greatest(cardinality(casts_late) - casts_charged, 0);
+            casts_late := NULL;
+        EXCEPTION
+            WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                casts_error := SQLSTATE || ' ' || SQLERRM;
+            WHEN data_exception OR integrity_constraint_violation THEN
+                -- One bad id spoils the statement, not its neighbours.
+                FOR place IN 1 .. cardinality(casts_late) LOOP
+                    DECLARE
+                        charged bigint;
+                    BEGIN
+                        EXECUTE cast_cost_sql USING casts_late[place:place], cast_cents[place:place];
+                        GET DIAGNOSTICS charged = ROW_COUNT;
+                        casts_charged := casts_charged + charged;
+                        casts_missing := casts_missing + greatest(1 - charged, 0);
+                    EXCEPTION WHEN OTHERS THEN
+                        casts_refused := casts_refused + 1;
+                        casts_error := SQLSTATE || ' ' || SQLERRM;
+                    END;
+                END LOOP;
+                casts_late := NULL;
+            WHEN OTHERS THEN
+                casts_refused := cardinality(casts_late);
+                casts_error := SQLSTATE || ' ' || SQLERRM;
+                casts_late := NULL;
+        END;
+        PERFORM set_config('lock_timeout', '2s', true);
+    ELSE
+        casts_late := NULL;
+    END IF;
+    IF casts_late IS NULL THEN
+        casts_late_microcents := NULL;
+    END IF;
+
+    IF recorded > 0 THEN
+        -- 3. The totals: from here on these accounts are ours until the commit.
+        INSERT INTO usage_counters AS counter (account_id, window_end, period, time_zone, week_start, window_start,
+                                               used_microcents, calls)
+        SELECT event.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
+               sum(event.cost), count(*)
+        FROM unnest(new_accounts, new_costs) AS event(account_id, cost)
+        GROUP BY event.account_id
+        ORDER BY event.account_id
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+            SET used_microcents = counter.used_microcents + excluded.used_microcents,
+                calls = counter.calls + excluded.calls,
+                updated_at = now();
+
+        -- 4. Every other counter that holds the event's time, in a snapshot from after the lock: a counter that
+        --    somebody seeded meanwhile is here, and its sum cannot have seen our events.
+        UPDATE usage_counters AS counter
+        SET used_microcents = counter.used_microcents + added.cost,
+            calls = counter.calls + added.calls,
+            updated_at = now()
+        FROM (
+            SELECT open.account_id, open.window_end, open.period, open.time_zone, open.week_start,
+                   sum(event.cost)::bigint AS cost, count(*) AS calls
+            FROM unnest(new_accounts, new_times, new_costs) AS event(account_id, occurred_at, cost)
+            JOIN usage_counters AS open
+              ON open.account_id = event.account_id
+             AND open.window_end > event.occurred_at
+             AND open.window_start <= event.occurred_at
+             AND open.period <> 'total'
+            GROUP BY open.account_id, open.window_end, open.period, open.time_zone, open.week_start
+        ) AS added
+        WHERE counter.account_id = added.account_id
+          AND counter.window_end = added.window_end
+          AND counter.period = added.period
+          AND counter.time_zone = added.time_zone
+          AND counter.week_start = added.week_start;
+    END IF;
+
+    -- 5. What stands now.
+    SELECT timestamptz 'epoch' + min(ms) * interval '1 millisecond' INTO oldest FROM unnest(occurred_ms) AS event(ms);
+    SELECT array_agg(counter.account_id),
+           array_agg(counter.period || '/' || counter.time_zone || '/' || counter.week_start),
+           array_agg((extract(epoch FROM counter.window_start) * 1000)::bigint),
+           array_agg((extract(epoch FROM counter.window_end) * 1000)::bigint),
+           array_agg(counter.used_microcents)
+    INTO usage_accounts, usage_kinds, usage_start_ms, usage_end_ms, usage_microcents
+    FROM (SELECT DISTINCT account_id FROM unnest(account_ids) AS event(account_id)) AS named
+    JOIN usage_counters AS counter
+      ON counter.account_id = named.account_id
+     AND counter.window_end > oldest;
+END
+$$;
+
+-- Makes sure that the counters asked for exist, each holding the sum of its events so far, and gives their use in the
+-- order asked. Several gateways may seed the same counters at once, and while usage is being written.
+CREATE OR REPLACE FUNCTION castgate_seed_usage(
+    account_ids text[],
+    periods     text[],
+    time_zones  text[],
+    week_starts smallint[],
+    start_ms    bigint[],
+    end_ms      bigint[]
+) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    starts  timestamptz[];
+    ends    timestamptz[];
+    lacking integer[];       -- places of counters that do not exist
+    used    bigint[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is seeded at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    SELECT array_agg(timestamptz 'epoch' + span.start_ms * interval '1 millisecond' ORDER BY span.place),
+           array_agg(timestamptz 'epoch' + span.end_ms * interval '1 millisecond' ORDER BY span.place)
+    INTO starts, ends
+    FROM unnest(start_ms, end_ms) WITH ORDINALITY AS span(start_ms, end_ms, place);
+
+    FOR attempt IN 1 .. 2 LOOP
+        SELECT array_agg(counter.used_microcents ORDER BY asked.place),
+               array_agg(asked.place::integer) FILTER (WHERE counter.account_id IS NULL)
+        INTO used, lacking
+        FROM unnest(account_ids, ends, periods, time_zones, week_starts) WITH ORDINALITY
+             AS asked(account_id, window_end, period, time_zone, week_start, place)
+        LEFT JOIN usage_counters AS counter USING (account_id, window_end, period, time_zone, week_start);
+        -- The usual case after Redis was lost: all of it is there, and no lock is needed to read what is committed.
+        EXIT WHEN lacking IS NULL OR attempt = 2;
+
+        -- Lock. An account without a total has no events, so 0 is its sum. WHERE false: lock the row, leave it as it is.
+        INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
+        SELECT DISTINCT account_ids[place], timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
+                        timestamptz 'epoch'
+        FROM unnest(lacking) AS place
+        ORDER BY 1
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+            SET used_microcents = usage_counters.used_microcents
+            WHERE false;
+
+        -- Sum, in a snapshot from after the lock: who wrote events before us has committed them, and who has not yet
+        -- got the lock will find our counter and add to it.
+        INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start,
+                                    used_microcents, calls)
+        SELECT account_ids[place], ends[place], periods[place], time_zones[place], week_starts[place], starts[place],
+               coalesce(past.cost, 0), past.calls
+        FROM unnest(lacking) AS place
+        CROSS JOIN LATERAL (
+            SELECT sum(event.cost_microcents) AS cost, count(*) AS calls
+            FROM usage_events AS event
+            WHERE event.account_id = account_ids[place]
+              AND event.occurred_at >= starts[place]
+              AND event.occurred_at < ends[place]
+        ) AS past
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO NOTHING;
+    END LOOP;
+    RETURN used;
+END
+$$;
+
+COMMIT;

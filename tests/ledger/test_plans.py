@@ -1,0 +1,104 @@
+"""The hot statements touch rows by index only, however large the tables are."""
+
+from collections.abc import Callable
+
+import asyncpg
+import pytest
+
+from gateway.config.settings import Ledger as LedgerSettings
+from gateway.database import QUERIES
+from gateway.policy.periods import window_at
+from tests.ledger.making import NOON_MS, event
+
+Connection = asyncpg.Connection
+ACCOUNTS = 5000
+BATCH = 200
+# Before Postgres settles for a generic plan it tries five with the values.
+CALLS = 7
+SCANS = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY($1)"
+TABLES = ["usage_events", "usage_counters", "budgets", "billing_accounts", "casts"]
+
+
+@pytest.fixture
+async def large(sql: Connection) -> Connection:
+    """100,000 events and 15,000 counters, closed ones among them."""
+    # The embedded server commits without waiting; VACUUM would find rows whose commit it does not yet trust.
+    await sql.execute("SET synchronous_commit = on")
+    await sql.execute(
+        f"""
+        INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome)
+        SELECT gen_random_uuid(), 'account-' || n % {ACCOUNTS}, 'cast', timestamptz '2026-11-01' + n * interval '10 s',
+               1, 200, 'posted'
+        FROM generate_series(1, 20 * {ACCOUNTS}) AS n;
+        INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start,
+                                    used_microcents, calls)
+        SELECT 'account-' || n, ends, period, 'UTC', 1, starts, 20, 20
+        FROM generate_series(0, {ACCOUNTS} - 1) AS n,
+             (VALUES ('total', timestamptz 'epoch', timestamptz '9999-12-31 00:00:00+00'),
+                     ('monthly', timestamptz '2026-11-01 00:00:00+00', timestamptz '2026-12-01 00:00:00+00'),
+                     ('monthly', timestamptz '2026-10-01 00:00:00+00', timestamptz '2026-11-01 00:00:00+00')
+             ) AS span(period, starts, ends);
+        INSERT INTO billing_accounts (account_id) SELECT 'account-' || n FROM generate_series(0, {ACCOUNTS} - 1) AS n;
+        INSERT INTO budgets (account_id, period, hard_limit_microcents)
+        SELECT 'account-' || n, 'monthly', 1 FROM generate_series(0, {ACCOUNTS} - 1) AS n;
+        INSERT INTO casts (id) SELECT gen_random_uuid() FROM generate_series(1, {ACCOUNTS});
+        """
+    )
+    await sql.execute("VACUUM ANALYZE")
+    return sql
+
+
+async def scans_of(sql: Connection, query: str, values: Callable[[int], tuple[object, ...]]) -> dict[str, int]:
+    """Sequential scans of our tables made by several runs in one session, the last ones with the plan that stays."""
+    async with sql.transaction():
+        before = {row["relname"]: row["seq_scan"] for row in await sql.fetch(SCANS, TABLES)}
+        for number in range(CALLS):
+            await sql.fetch(query, *values(number))
+        after = {row["relname"]: row["seq_scan"] for row in await sql.fetch(SCANS, TABLES)}
+    return {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+
+
+async def test_writing_usage_scans_no_table(large: Connection) -> None:
+    cast_ids = [str(row["id"]) for row in await large.fetch("SELECT id FROM casts LIMIT $1", BATCH)]
+
+    def values(number: int) -> tuple[object, ...]:
+        events = [event(f"account-{number * BATCH + one}", cast_id=cast_ids[one]) for one in range(BATCH)]
+        return (*zip(*events, strict=True), LedgerSettings().cast_cost_sql, [], [])
+
+    assert await scans_of(large, QUERIES["record_usage"], values) == {}
+
+
+async def test_seeding_scans_no_table(large: Connection) -> None:
+    day = window_at("daily", "UTC", 1, NOON_MS)
+
+    def values(number: int) -> tuple[object, ...]:
+        names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
+        many = range(BATCH)
+        return (
+            names,
+            ["daily"] * BATCH,
+            ["UTC"] * BATCH,
+            [1] * BATCH,
+            [day.start_ms for _ in many],
+            [day.end_ms for _ in many],
+        )
+
+    assert await scans_of(large, QUERIES["seed_usage"], values) == {}
+
+
+async def test_reading_facts_scans_no_table(large: Connection) -> None:
+    def values(number: int) -> tuple[object, ...]:
+        return ([f"account-{number * BATCH + one}" for one in range(BATCH)],)
+
+    assert await scans_of(large, QUERIES["load_facts"], values) == {}
+
+
+async def test_a_sum_over_a_window_reads_the_index_alone(large: Connection) -> None:
+    plan = await large.fetch(
+        """
+        EXPLAIN SELECT sum(cost_microcents), count(*) FROM usage_events
+        WHERE account_id = 'account-7' AND occurred_at >= '2026-11-01' AND occurred_at < '2026-12-01'
+        """
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert "Index Only Scan using usage_events_account_time" in text
