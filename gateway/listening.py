@@ -33,6 +33,8 @@ def listen(host: str, port: int, *, count: int, backlog: int) -> list[socket.soc
             sockets.append(sibling)
             sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sibling.bind(address)
+        # Connections inherit this; without it those that wait to be forgotten would block the next start.
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for one in sockets:
             one.listen(backlog)
     except OSError as error:

@@ -1,31 +1,32 @@
 -- sliding_window: never more than the limit in ANY span of one window.
--- Time is cut into slices of ceil(window / 60) ms. What counts is the slice of now and the 60 before it, the oldest as a
--- whole: any window that ends now lies within those 61. So the limit is never passed, and a call waits at most one
--- slice (1/60 of the window) longer than under an exact log.
--- Hash: t  the sum of the slices that count     l  the newest slice     0 … 60  counts, at slice % 61
+-- Time is cut into slices of ceil(window / 60) ms. What counts is the slice of now and as many before it as make up a
+-- window (60 or fewer), the oldest as a whole: any window that ends now lies within those. So the limit is never passed,
+-- and a call waits at most one slice (1/60 of the window, or 1 ms) longer than under an exact log.
+-- Hash: t  the sum of the slices that count     l  the newest slice     0 … n  counts, at slice % (n + 1)
 -- Each slice is added once and subtracted once, however many calls there are.
-local SLICES = 60
-local RING = SLICES + 1
+local SLICES_MAX = 60
 
 limiters.s = {
   load = function(key, row)
-    local slice_ms = math.ceil(row[WINDOW] / SLICES)
+    local slice_ms = math.ceil(row[WINDOW] / SLICES_MAX)
     local slice = math.floor(now / slice_ms)
-    local values = redis.call('HMGET', key, 'l', 't', slice % RING)
+    local ring = math.ceil(row[WINDOW] / slice_ms) + 1
+    local values = redis.call('HMGET', key, 'l', 't', slice % ring)
     local newest = tonumber(values[1])
-    local state = {key = key, slice_ms = slice_ms, slice = slice, total = tonumber(values[2]) or 0, count = 0, fresh = true}
-    if not newest or slice - newest > SLICES then  -- nothing that still counts
+    local state = {key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0, fresh = true}
+    state.total = tonumber(values[2]) or 0
+    if not newest or slice - newest >= ring then  -- nothing that still counts
       state.total = 0
       state.empty = newest
     elseif slice <= newest then  -- also when the clock of a new primary is behind: its time stands still till it catches up
       state.slice = newest
       state.fresh = false
-      state.count = tonumber(slice == newest and values[3] or redis.call('HGET', key, newest % RING)) or 0
+      state.count = tonumber(slice == newest and values[3] or redis.call('HGET', key, newest % ring)) or 0
     elseif slice == newest + 1 then
       state.total = state.total - (tonumber(values[3]) or 0)
     else
       state.expired = {}
-      for old = newest + 1, slice do state.expired[#state.expired + 1] = old % RING end
+      for old = newest + 1, slice do state.expired[#state.expired + 1] = old % ring end
       for _, count in ipairs(redis.call('HMGET', key, unpack(state.expired))) do
         state.total = state.total - (tonumber(count) or 0)
       end
@@ -37,21 +38,22 @@ limiters.s = {
     local over = state.total + weight - row[LIMIT]
     if over <= 0 then return 0 end
     if weight > row[LIMIT] then return row[WINDOW] end
-    if not state.ring then  -- once a batch; this slice's own count is in state.count
-      state.ring = {}
+    local ring = state.ring
+    if not state.older then  -- once a batch; this slice's own count is in state.count
+      state.older = {}
       local fields = {}
-      for old = state.slice - SLICES, state.slice - 1 do fields[#fields + 1] = old % RING end
+      for old = state.slice - ring + 1, state.slice - 1 do fields[#fields + 1] = old % ring end
       local gone = {}
       for _, field in ipairs(state.expired or {}) do gone[field] = true end
       for i, count in ipairs(redis.call('HMGET', state.key, unpack(fields))) do
-        state.ring[i] = not gone[fields[i]] and tonumber(count) or 0
+        state.older[i] = not gone[fields[i]] and tonumber(count) or 0
       end
     end
-    for i = 1, SLICES do  -- slice - 60 leaves when slice + 1 begins, and so on
-      over = over - state.ring[i]
+    for i = 1, ring - 1 do  -- the oldest leaves when the next slice begins, and so on
+      over = over - state.older[i]
       if over <= 0 then return (state.slice + i) * state.slice_ms - now end
     end
-    return (state.slice + RING) * state.slice_ms - now
+    return (state.slice + ring) * state.slice_ms - now
   end,
 
   take = function(state, row, weight)
@@ -62,9 +64,9 @@ limiters.s = {
   store = function(state)
     if state.empty then redis.call('DEL', state.key) end
     if state.expired then redis.call('HDEL', state.key, unpack(state.expired)) end
-    redis.call('HSET', state.key, 'l', state.slice, 't', state.total, state.slice % RING, state.count)
+    redis.call('HSET', state.key, 'l', state.slice, 't', state.total, state.slice % state.ring, state.count)
     if state.fresh then
-      redis.call('PEXPIRE', state.key, (state.slice + RING + 1) * state.slice_ms - now + ttl_extra)
+      redis.call('PEXPIRE', state.key, (state.slice + state.ring + 1) * state.slice_ms - now + ttl_extra)
     end
   end,
 }

@@ -97,7 +97,7 @@ class Exchange:
             relay.counters.request("refused")
             self._refuse(refusal)
             return
-        if request.target in relay.hosted_paths:
+        if request.target.partition(b"?")[0] in relay.hosted_paths:
             relay.counters.request("hosted")
             self._forward(relay.hosted_pool)
             return

@@ -38,7 +38,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_reason",
         "_relay",
         "_unusable",
-        "_upgrade",
         "complete",
         "exchange",
         "head_done",
@@ -64,7 +63,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._reading_paused = False
         self._unusable = False
-        self._upgrade: bytes | None = None
         self._out: list[bytes] = []
         self._begin_answer()
 
@@ -179,10 +177,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._chunked = True
             if value.strip().lower() != b"chunked":
                 self._invalid = "its transfer coding is not chunked"
-        elif field == heads.CONNECTION:
-            self._connection_options += heads.connection_tokens(value)
-        elif field == heads.UPGRADE:
-            self._upgrade = value
+        elif field in (heads.CONNECTION, heads.UPGRADE):
+            if self._parser.get_status_code() == 101:  # what is switched to is the client's to know
+                self._lines.append(b"%b: %b\r\n" % (name, value))
+            elif field == heads.CONNECTION:
+                self._connection_options += heads.connection_tokens(value)
 
     def on_headers_complete(self) -> None:
         if self.complete:
@@ -203,9 +202,8 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self._unusable = True
         bodiless = exchange.request.method == b"HEAD" or status in (204, 304)
-        if status == 101:
-            framing = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (self._upgrade or b"")
-        else:
+        framing = b""
+        if status != 101:
             self._chunk_framing = not bodiless and not self._has_length and not exchange.request.http_1_0
             framing = exchange.answer_framing(bodiless=bodiless, has_length=self._has_length)
         self._write_head(status, framing)

@@ -1,6 +1,5 @@
-"""The hosted application over a real Postgres, an account with a key and a session, and a clock that stands."""
+"""The hosted application over real stores, an account with a key and a session, and a clock that stands."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,15 +10,15 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.accounts import Accounts
-from gateway.breaker import Breaker
 from gateway.config.settings import Settings
 from gateway.database import Database
 from gateway.hosted.app import create_app
 from gateway.hosted.services import Services
 from gateway.identify import Identify
+from gateway.ledger import Ledger
 from gateway.metrics import Exposition, Metrics
 from gateway.tasks import Tasks
-from tests.hosted.world import KEY, SESSION, Call, Told, World, add_account, migrate
+from tests.hosted.world import KEY, SESSION, Call, Replica, WatchedAdmission, World, add_account, migrate
 
 
 @pytest.fixture
@@ -33,18 +32,21 @@ async def world(database_url: str, redis_url: str) -> AsyncIterator[World]:
             {
                 "upstream": {"url": "http://127.0.0.1:1"},
                 "database": {"url": database_url},
-                "redis": {"url": redis_url},
+                # Admission gives up on Redis quickly; a test machine's hiccup must not look like Redis being away.
+                "redis": {"url": redis_url, "timeout": "5s"},
                 "metrics": {"public": True},
             }
         )
+        scene = World(account_id=account_id, settings=settings)
         tasks, metrics = Tasks(), Metrics()
         stack.callback(metrics.close)
-        stack.push_async_callback(tasks.drain, 5.0)
-        database = Database.from_settings(settings.database, metrics)
+        database = scene.database = Database.from_settings(settings.database, metrics)
         stack.push_async_callback(database.close)
-        ledger = Ledger(database, settings.ledger, tasks, metrics)
+        stack.push_async_callback(tasks.drain, 5.0)
+        ledger = scene.ledger = Ledger(database, settings.ledger, tasks, metrics)
 
-        async def admission(worker_id: str, accounts: Accounts) -> WatchedAdmission:
+        async def replica(worker_id: str) -> Replica:
+            accounts = Accounts(database, lambda: scene.rules, tasks)
             admission = WatchedAdmission(
                 worker_id=worker_id,
                 settings=settings,
@@ -53,27 +55,26 @@ async def world(database_url: str, redis_url: str) -> AsyncIterator[World]:
                 rules=lambda: scene.rules,
                 tasks=tasks,
                 metrics=metrics,
-                test_clock_ms=now_ms,
+                test_clock_ms=scene.now_ms,
             )
-            return admission
+            await admission.start()
+            stack.push_async_callback(admission.close)
+            return Replica(accounts=accounts, admission=admission)
 
-        def now_ms() -> int:
-            return round(scene.now.timestamp() * 1000)
-
-        accounts, others = (Accounts(database, lambda: scene.rules, tasks) for _ in range(2))
-        scene = World(
-        )
-        services = Services(
-            identify=Identify(database, accounts, settings.identity, tasks, metrics),
-            accounts=accounts,
-            admission=admission,
+        scene.here, scene.elsewhere = await replica("gateway-0-1"), await replica("gateway-1-1")
+        ledger.on_committed = scene.admission.posted
+        stack.push_async_callback(ledger.close)
+        scene.services = Services(
+            identify=Identify(database, scene.here.accounts, settings.identity, tasks, metrics),
+            accounts=scene.here.accounts,
+            admission=scene.admission,
             database=database,
             rules=lambda: scene.rules,
             settings=lambda: scene.settings,
             render_metrics=lambda _: Exposition(
                 body=b"spell_cast_total 1.0\n", content_type="text/plain; version=0.0.4"
             ),
-            now_ms=now_ms,
+            now_ms=scene.now_ms,
         )
         yield scene
 

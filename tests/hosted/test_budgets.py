@@ -9,7 +9,8 @@ import asyncpg
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.rules import Plan, Rules
-from tests.hosted.world import CENT, Call, State, World, add_account
+from gateway.policy.verdicts import BudgetExceeded, Hold
+from tests.hosted.world import CENT, Call, World, add_account, charge
 
 BODY = {
     "period": "monthly",
@@ -198,11 +199,34 @@ async def test_used_is_the_ledgers_sum_in_the_window(call: Call, world: World) -
     assert (monthly["used_cents"], monthly["remaining_cents"]) == (7, 493)
 
 
-async def test_what_is_held_counts_against_what_remains(call: Call, world: World) -> None:
+async def test_what_is_held_counts_against_what_remains_and_is_used_once_it_is_posted(call: Call, world: World) -> None:
     await world.spend(3)
-    world.admission.state = State(held_microcents=2 * CENT + 1)
+    hold = await world.here.ask(world.account_id)
+    assert isinstance(hold, Hold)
     (monthly,) = await budgets(call)
-    assert (monthly["held_cents"], monthly["remaining_cents"]) == (2.000001, 494.999999)
+    assert (monthly["used_cents"], monthly["held_cents"], monthly["remaining_cents"]) == (3, 2, 495)
+    world.ledger.append(charge(hold))
+    await world.ledger.close()
+    while monthly["held_cents"]:
+        (monthly,) = await budgets(call)
+        assert monthly["remaining_cents"] == 495
+    assert (monthly["used_cents"], monthly["remaining_cents"]) == (5, 495)
+
+
+async def test_a_change_is_honoured_by_the_next_call_on_every_worker(call: Call, world: World) -> None:
+    for replica in (world.here, world.elsewhere):
+        assert isinstance(await replica.ask(world.account_id), Hold)
+    await call("POST", "/v1/budgets", json={"period": "daily", "hard_limit_cents": 5.999999})
+    for replica in (world.elsewhere, world.here):
+        verdict = await replica.ask(world.account_id)
+        assert isinstance(verdict, BudgetExceeded)
+        assert (verdict.period, verdict.limit_microcents, verdict.used_microcents) == ("daily", 5_999_999, 4 * CENT)
+    await call("PUT", "/v1/budgets", json={"period": "daily", "hard_limit_cents": 6})
+    assert isinstance(await world.elsewhere.ask(world.account_id), Hold)
+    assert isinstance(await world.here.ask(world.account_id), BudgetExceeded)
+    await call("DELETE", "/v1/budgets?period=daily")
+    for replica in (world.here, world.elsewhere):
+        assert isinstance(await replica.ask(world.account_id), Hold)
 
 
 async def test_remaining_is_never_below_zero(call: Call, world: World) -> None:
@@ -242,14 +266,14 @@ async def test_amounts_go_in_and_out_exactly(call: Call) -> None:
 
 
 async def test_a_plan_without_a_ceiling_lists_nothing(call: Call, world: World) -> None:
-    world.rules = Rules(version="2", policies=(), plans={"free": Plan(name="free")}, default_plan="free")
+    world.use_rules(Rules(version="2", policies=(), plans={"free": Plan(name="free")}, default_plan="free"))
     assert await budgets(call) == []
 
 
 async def test_the_stored_plan_counts_and_its_ceilings_have_their_own_zone(call: Call, world: World) -> None:
     ceiling = BudgetLimit(period="weekly", hard_limit_microcents=9 * CENT, time_zone="Europe/Berlin", week_start=7)
     plans = {**world.rules.plans, "pro": Plan(name="pro", budgets=(ceiling,))}
-    world.rules = Rules(version="2", policies=(), plans=plans, default_plan="free")
+    world.use_rules(Rules(version="2", policies=(), plans=plans, default_plan="free"))
     await world.database.execute("INSERT INTO billing_accounts (account_id, plan) VALUES ($1, 'pro')", world.account_id)
     (weekly,) = await budgets(call)
     assert (weekly["timezone"], weekly["week_start"], weekly["window_start"]) == (

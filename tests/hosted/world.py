@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from gateway.admission import Admission, Ask
 from gateway.config.settings import Settings
 from gateway.database import Database
 from gateway.hosted.services import Services
-from gateway.ledger import Ledger
+from gateway.ledger import Ledger, UsageEvent
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.rules import Cost, Plan, Policy, Rules
-from gateway.policy.verdicts import Verdict
+from gateway.policy.verdicts import Hold, Verdict
 
 Call = Callable[..., Awaitable[ClientResponse]]
 ROOT = Path(__file__).parents[2]
@@ -55,10 +55,17 @@ class WatchedAdmission(Admission):
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """Another worker, with a cache of its own."""
+    """A worker: what it knows, and what it admits."""
 
     accounts: Accounts
-    admission: Admission
+    admission: WatchedAdmission
+
+    async def ask(self, account_id: str) -> Verdict:
+        """A call of SPELL by the account wants to pass."""
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        ask = Ask(self.accounts.get(account_id), SPELL.cost.hold_microcents, SPELL, (), verdict.set_result)
+        self.admission.ask(ask)
+        return await verdict
 
 
 @dataclass(kw_only=True)
@@ -66,29 +73,25 @@ class World:
     """What a test needs to set the scene and look behind it."""
 
     account_id: str
-    services: Services
-    database: Database
-    admission: WatchedAdmission
-    elsewhere: Replica
-    ledger: Ledger
     settings: Settings
     rules: Rules = RULES
     now: datetime = NOON
+    services: Services = field(init=False)
+    database: Database = field(init=False)
+    ledger: Ledger = field(init=False)
+    here: Replica = field(init=False)  # the worker whose hosted application is tested
+    elsewhere: Replica = field(init=False)
 
     @property
-    def here(self) -> Replica:
-        return Replica(accounts=self.services.accounts, admission=self.admission)
+    def admission(self) -> WatchedAdmission:
+        return self.here.admission
+
+    def now_ms(self) -> int:
+        return round(self.now.timestamp() * 1000)
 
     def use_rules(self, rules: Rules) -> None:
         self.rules = rules
-        self.services.accounts.rules_changed()
-
-    async def cast(self, at: Replica) -> Verdict:
-        """A call of SPELL by the account wants to pass."""
-        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        account = at.accounts.get(self.account_id)
-        at.admission.ask(Ask(account, SPELL.cost.hold_microcents, SPELL, (), verdict.set_result))
-        return await verdict
+        self.here.accounts.rules_changed()
 
     def forget_unknown_callers(self) -> None:
         """From now on a credential that nobody has is looked up each time."""
@@ -134,3 +137,18 @@ async def add_account(connection: asyncpg.Connection[Any], key: str, session: st
         token = hashlib.sha256(session.encode()).hexdigest()
         await connection.execute("INSERT INTO sessions VALUES ($1, $2, now() + interval '1 day')", token, user)
     return str(user)
+
+
+def charge(hold: Hold) -> UsageEvent:
+    """The event of an admitted call of SPELL that was answered."""
+    return UsageEvent(
+        event_id=hold.hold_id,
+        account_id=hold.account_id,
+        policy=SPELL.name,
+        occurred_ms=hold.admitted_ms,
+        cost_microcents=hold.amount_microcents,
+        upstream_status=200,
+        outcome="posted",
+        cast_id=None,
+        request_id=None,
+    )

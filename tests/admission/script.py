@@ -1,0 +1,108 @@
+"""The script called directly, batch by batch, at a time of the test's choosing."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import redis
+
+from gateway.admission_batch import Ask, Known, Shape, batch_text
+from gateway.admission_settle import Settled
+from gateway.policy.periods import Window
+from gateway.policy.budgets import BudgetLimit
+from gateway.policy.rules import Policy
+from gateway.policy.verdicts import Verdict
+from gateway.redis_store import ADMIT, ORPHANS
+from tests.admission.reference import Call, Outcome
+
+PREFIX = "cg:{0}:"
+WORKERS = f"{PREFIX}workers"
+_numbers = iter(range(1, 1 << 62))
+
+
+class Script:
+    """The batch script on a real Redis, as the worker ``worker_id``."""
+
+    def __init__(self, url: str, worker_id: str = "w1") -> None:
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.worker_id = worker_id
+        self._registered = self.redis.register_script(ADMIT.source)
+
+    def __call__(
+        self,
+        calls: Sequence[Call] = (),
+        settled: Settled | None = None,
+        *,
+        now: int | None,
+        epoch: int = 1,
+        beat: bool = False,
+    ) -> list[Outcome]:
+        return self.reply(calls, settled, now=now, epoch=epoch, beat=beat)[1:]
+
+    def reply(
+        self,
+        calls: Sequence[Call] = (),
+        settled: Settled | None = None,
+        *,
+        now: int | None,
+        epoch: int = 1,
+        beat: bool = False,
+    ) -> list[Any]:
+        knowns: dict[tuple[str, int, object, bool], Known] = {}
+        asks = [_ask(call, knowns) for call in calls]
+        text = batch_text(next(_numbers), epoch, beat, asks, (settled or Settled()).text())
+        arguments = [text] if now is None else [text, now]
+        reply: list[Any] = self._registered(keys=[WORKERS, self.book], args=arguments)
+        return reply
+
+    @property
+    def book(self) -> str:
+        return f"{PREFIX}h:{self.worker_id}"
+
+    def account(self, account_id: str) -> dict[str, str]:
+        """The account's hash, without what is not about money."""
+        fields = self.redis.hgetall(f"{PREFIX}a:{account_id}")
+        fields.pop("x", None)
+        return cast("dict[str, str]", fields)
+
+    def holds(self) -> set[str]:
+        return set(self.redis.hkeys(self.book)) - {"epoch"}
+
+    def orphans(
+        self, silent_ms: int, worker_id: str = "", *, now: int, cursor: str = "0", page: int = 100
+    ) -> list[str]:
+        return cast("list[str]", self.redis.eval(ORPHANS.source, 1, WORKERS, silent_ms, worker_id, cursor, page, now))
+
+    def close(self) -> None:
+        self.redis.close()
+
+
+def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:
+    policy = Policy(name="cast", methods=frozenset(), path="/", rate_limits=tuple(limit for limit, _ in call.limits))
+    ask = Ask(cast("Any", None), call.amount, policy, tuple(value for _, value in call.limits), _ignore, call.weight)
+    key = (call.account_id, call.version, tuple(call.windows), call.rolling)
+    if call.account_id and key not in knowns:
+        knowns[key] = known_of(*key)
+    ask.known = knowns.get(key)
+    ask.shape = Shape(policy, None)
+    ask.hold_id = call.hold_id
+    return ask
+
+
+def known_of(account_id: str, version: int, rows: Any, rolling: bool) -> Known:
+    """``Known`` with windows that need be none of the calendar."""
+    limits = []
+    for kind, _, _, hard_limit in rows:
+        period, time_zone, week_start = kind.split("/")
+        limits.append(
+            BudgetLimit(
+                period=period, hard_limit_microcents=hard_limit, time_zone=time_zone, week_start=int(week_start)
+            )
+        )
+    account = SimpleNamespace(account_id=account_id, version=version, limits=tuple(limits))
+    windows = tuple(Window(start, end) for _, start, end, _ in rows)
+    return Known(cast("Any", account), cast("Any", SimpleNamespace(generation=0)), windows, 1.0 if rolling else 0.0)
+
+
+def _ignore(_: Verdict) -> None:
+    pass

@@ -1,0 +1,145 @@
+"""Each algorithm: what it promises, whatever calls come when."""
+
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.policy.rules import RateLimit
+from tests.admission.reference import ADMITTED, RATE, Call, Reference
+from tests.admission.script import PREFIX, Script
+
+EPOCH_MS = 1_795_348_800_000
+ALGORITHMS = ("fixed_window", "sliding_window", "token_bucket")
+
+limits = st.builds(
+    RateLimit,
+    name=st.just("limit"),
+    key=st.just("account"),
+    limit=st.integers(0, 12),
+    window_ms=st.sampled_from([1, 7, 60, 100, 1_000, 60_000, 86_400_000]),
+    algorithm=st.sampled_from(ALGORITHMS),
+    burst=st.integers(0, 20),
+)
+
+
+def call(limit: RateLimit, weight: int = 1) -> Call:
+    """A call of nobody that costs nothing: only the limit is in its way."""
+    return Call(limits=[(limit, "key")], weight=weight)
+
+
+def limiter(name: str = "limit", **fields: object) -> RateLimit:
+    given = {"key": "account", "limit": 5, "window_ms": 60_000, "algorithm": "sliding_window", **fields}
+    return RateLimit(name=name, **given)  # type: ignore[arg-type]
+
+
+@given(
+    limit=limits,
+    steps=st.lists(
+        st.tuples(st.floats(0, 2.5), st.lists(st.integers(1, 3), min_size=1, max_size=8)), min_size=1, max_size=25
+    ),
+)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_admits_and_refuses_exactly_as_the_reference(
+    script: Script, limit: RateLimit, steps: list[tuple[float, list[int]]]
+) -> None:
+    script.redis.flushdb()
+    reference, now = Reference(), EPOCH_MS
+    for windows_passed, weights in steps:
+        now += round(windows_passed * limit.window_ms / 3)
+        calls = [call(limit, weight) for weight in weights]
+        assert script(calls, now=now) == [reference.decide(one, now) for one in calls]
+
+
+@given(
+    limit=st.integers(1, 8),
+    window_ms=st.sampled_from([1, 59, 60, 61, 1_000, 3_600_000]),
+    gaps=st.lists(st.floats(0, 0.6), min_size=10, max_size=80),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_window_anywhere_holds_more_than_a_sliding_limit(
+    script: Script, limit: int, window_ms: int, gaps: list[float]
+) -> None:
+    script.redis.flushdb()
+    sliding = limiter(limit=limit, window_ms=window_ms)
+    times = list(accumulate((round(gap * window_ms) for gap in gaps), initial=EPOCH_MS))
+    passed = [at for at in times if script([call(sliding)], now=at) == [ADMITTED]]
+    for last, at in enumerate(passed):
+        assert last + 1 - bisect_right(passed, at - window_ms) <= limit
+    # … and what is refused came at most a slice after the last that an exact log would refuse.
+    slack_ms = 2 * -(-window_ms // 60) - 1  # the window is made up of whole slices, and the oldest counts as a whole
+    for at in set(times) - set(passed):
+        assert bisect_right(passed, at) - bisect_left(passed, at - window_ms - slack_ms) >= limit
+
+
+@given(limit=limits.filter(lambda limit: limit.limit > 0), taken=st.integers(0, 20), offset=st.floats(0, 1))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_who_waits_as_told_passes_and_not_a_millisecond_before(
+    script: Script, limit: RateLimit, taken: int, offset: float
+) -> None:
+    script.redis.flushdb()
+    script([call(limit)] * taken, now=EPOCH_MS)
+    now = EPOCH_MS + round(offset * limit.window_ms)
+    [outcome] = script([call(limit)], now=now)
+    if outcome == ADMITTED:
+        return
+    assert isinstance(outcome, list)
+    [early] = script([call(limit)], now=now + outcome[2] - 1)
+    assert early == [RATE, 0, 1]
+    assert script([call(limit)], now=now + outcome[2]) == [ADMITTED]
+
+
+def test_a_weight_above_the_limit_never_passes_and_is_told_a_whole_window(script: Script) -> None:
+    for algorithm in ("sliding_window", "token_bucket"):
+        assert script([call(limiter(algorithm, algorithm=algorithm), weight=6)], now=EPOCH_MS) == [[RATE, 0, 60_000]]
+
+
+def test_a_clock_that_goes_back_admits_nobody_twice(script: Script) -> None:
+    for algorithm in ("sliding_window", "token_bucket"):
+        limit = limiter(algorithm, algorithm=algorithm)
+        assert script([call(limit)] * 6, now=EPOCH_MS + 30_000)[5] != ADMITTED
+        [outcome] = script([call(limit)], now=EPOCH_MS + 20_000)
+        assert outcome != ADMITTED
+
+
+def test_a_lowered_limit_holds_at_once_and_a_raised_one_too(script: Script) -> None:
+    for algorithm in ALGORITHMS:
+        script([call(limiter(algorithm, algorithm=algorithm))] * 5, now=EPOCH_MS)
+        [lowered] = script([call(limiter(algorithm, algorithm=algorithm, limit=3))], now=EPOCH_MS + 10)
+        assert lowered != ADMITTED
+    for algorithm in ("fixed_window", "sliding_window"):
+        assert script([call(limiter(algorithm, algorithm=algorithm, limit=6))], now=EPOCH_MS + 20) == [ADMITTED]
+
+
+def test_a_changed_window_or_algorithm_starts_afresh_instead_of_failing(script: Script) -> None:
+    script([call(limiter(algorithm=algorithm)) for algorithm in (*ALGORITHMS, "concurrency")] * 5, now=EPOCH_MS)
+    assert script([call(limiter(algorithm="fixed_window", window_ms=1000))], now=EPOCH_MS) == [ADMITTED]
+
+
+def test_concurrency_counts_calls_under_way_and_only_those(script: Script) -> None:
+    limit = limiter(algorithm="concurrency", limit=2, window_ms=0)
+    calls = [Call(hold_id=f"{n:032x}", limits=[(limit, "key")]) for n in range(3)]
+    reference = Reference()
+    assert script(calls, now=EPOCH_MS) == [reference.decide(one, EPOCH_MS) for one in calls] == [0, 0, [RATE, 0, 1000]]
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "concurrency"])
+def test_every_key_of_a_limit_expires(script: Script, algorithm: str) -> None:
+    limit = limiter(algorithm=algorithm)
+    one = Call(hold_id="f" * 32, limits=[(limit, "key")])
+    script([one], now=None)
+    script([one], now=None)
+    [key] = script.redis.keys(f"{PREFIX}r:*")
+    longest_ms = 86_400_000 if algorithm == "concurrency" else 65_000
+    assert 0 < script.redis.pttl(key) <= longest_ms
+
+
+def test_a_thousand_calls_of_one_limiter_cost_redis_a_handful_of_commands(script: Script) -> None:
+    limit = limiter(limit=10_000)
+    script([call(limit)], now=EPOCH_MS)
+    script.redis.config_resetstat()
+    script([call(limit)] * 1000, now=EPOCH_MS)
+    commands = sum(one["calls"] for one in script.redis.info("commandstats").values())
+    assert commands <= 8
