@@ -65,7 +65,7 @@ class Children:
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = self._spawn(words, output, errors)
             try:
-                self._wait(name, lambda: process.poll() is not None)
+                self.wait_until(name, lambda: process.poll() is not None)
             finally:
                 self._stop(process, AT_ONCE_TIMEOUT_S)
             output.seek(0)
@@ -80,13 +80,12 @@ class Children:
         self,
         name: str,
         *words: str,
-        ready: Callable[[], bool],
         stop_timeout_s: float,
         stdout: IO[bytes] | int = subprocess.DEVNULL,
         stderr: IO[bytes] | int = subprocess.DEVNULL,
         started: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Python with ``words``, from when it is ``ready`` to the end of the block.
+        """Python with ``words``, ready or not, to the end of the block.
 
         ``started`` is called once it has its files, or cannot have them, so that ours can be closed.
         """
@@ -96,11 +95,19 @@ class Children:
             started()
         self._watched[name] = process
         try:
-            self._wait(name, ready)
             yield
         finally:
             del self._watched[name]
             self._stop(process, stop_timeout_s)
+
+    def wait_until(self, name: str, done: Callable[[], bool]) -> None:
+        """Until ``done``, of which ``name`` says what; raises what ``wait`` does, and ChildError if it takes too long."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not done():
+            self._check_all()
+            if time.monotonic() > deadline_s:
+                raise ChildError(f"{name} is not ready after {START_TIMEOUT_S:g} s")
+            time.sleep(POLL_S)
 
     def wait(self) -> None:
         """Until a signal comes (Stopped) or a process ends by itself (ChildError)."""
@@ -113,14 +120,6 @@ class Children:
         for name, process in self._watched.items():
             if process.poll() is not None:
                 raise ChildError(f"{name} ended by itself: {_ending(process)}")
-
-    def _wait(self, name: str, done: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not done():
-            self._check_all()
-            if time.monotonic() > deadline_s:
-                raise ChildError(f"{name} is not ready after {START_TIMEOUT_S:g} s")
-            time.sleep(POLL_S)
 
     def _spawn(
         self, words: tuple[str, ...], stdout: IO[bytes] | int, stderr: IO[bytes] | int

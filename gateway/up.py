@@ -5,6 +5,7 @@ tables), our own tables, the stand-in for Phase 1, the gateway. What the environ
 or UPSTREAM_URL is used instead of being started.
 """
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -12,12 +13,15 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
+from gateway import migrate
 from gateway.children import ChildError, Children, Stopped
 from gateway.embedded import HOST, EmbeddedError, embedded_postgres, embedded_redis, exclusive, free_port
 from gateway.listening import ListenError, listen
@@ -28,7 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GATEWAY_STOP_TIMEOUT_S = 600.0
 STUB_STOP_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 1.0
+SIGNAL_POLL_S = 0.05
 TAIL_LINES = 15
+STUB = "Phase 1 stub"
+STUB_READY = b"upstream_stub ready on "
 # Nobody listens on the discard port: a demo without a Stripe key of its own never talks to the real Stripe.
 NO_STRIPE = "http://127.0.0.1:9"
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
@@ -69,7 +76,7 @@ class _Up:
                     self._children.wait()
                 except Stopped as signal_name:
                     self._progress.say(f"stopping ({signal_name}); a second one skips the wait for calls under way")
-                except (UpError, ChildError, EmbeddedError, ListenError) as error:
+                except (UpError, ChildError, EmbeddedError, ListenError, migrate.MigrateError) as error:
                     self._progress.fail(str(error))
                     return 1
         except OSError as error:
@@ -94,8 +101,7 @@ class _Up:
         self._start_stores(stack)
         account = self._make_account()
         self._migrate()
-        self._start_upstream(stack)
-        self._start_gateway(stack, base_url, admin_url)
+        self._start_services(stack, base_url, admin_url)
 
         stack.callback(demo.unlink, missing_ok=True)
         told = {
@@ -167,54 +173,72 @@ class _Up:
         return account
 
     def _migrate(self) -> None:
+        """Our tables; in this process, as importing all that a child needs would take longer than the work."""
+        lines: list[str] = []
         with self._progress.step("migrations") as step:
-            said = self._children.finish("migrations", "-m", "gateway", "migrate").splitlines()
-            step.detail = said[0] if len(said) == 1 else f"{len(said)} done"
+            asyncio.run(self._unless_stopped(self._migrate_reporting(lines)))
+            step.detail = lines[0] if len(lines) == 1 else f"{len(lines)} done"
 
-    def _start_upstream(self, stack: contextlib.ExitStack) -> None:
-        if upstream_url := self._environment.get("UPSTREAM_URL", "").strip():
-            with self._progress.step("Phase 1") as step:
-                step.detail = upstream_url
-            return
+    async def _migrate_reporting(self, lines: list[str]) -> None:
+        migrations = migrate.read_migrations(migrate.default_folder())
+        await migrate.migrate(self._environment["DATABASE_URL"], migrations, report=lines.append)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            while not (await asyncio.wait([task], timeout=SIGNAL_POLL_S))[0]:
+                self._children.check()
+            await task
+        finally:
+            task.cancel()
+
+    def _start_services(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> None:
+        """The stand-in for Phase 1 and the gateway, side by side: most of both starts is importing."""
         log = self._folder / "upstream_stub.log"
-        with self._progress.step("Phase 1 stub") as step, log.open("wb") as output:
-            port = free_port()
-            stub = self._children.running(
-                "Phase 1 stub",
-                *("-m", "upstream_stub", "--port", str(port)),
-                ready=lambda: b"upstream_stub ready on " in log.read_bytes(),
-                stop_timeout_s=STUB_STOP_TIMEOUT_S,
-                stdout=output,
-                stderr=output,
-            )
+        given_url = self._environment.get("UPSTREAM_URL", "").strip()
+        if not given_url:
+            self._spawn_stub(stack, log)
+        self._spawn_gateway(stack, base_url, admin_url)
+        with self._progress.step("Phase 1" if given_url else STUB) as step:
             try:
-                stack.enter_context(stub)
+                self._children.wait_until(STUB, lambda: bool(given_url) or STUB_READY in log.read_bytes())
             except ChildError as error:
+                if not log.exists():
+                    raise
                 tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
                 raise UpError("\n    ".join([f"{error}; the end of {log}:", *tail])) from None
-            self._environment["UPSTREAM_URL"] = step.detail = _url(HOST, port)
+            step.detail = self._environment["UPSTREAM_URL"]
+        with self._progress.step("gateway") as step:
+            self._children.wait_until("gateway", lambda: _all_workers_are_ready(admin_url))
+            step.detail = base_url
 
-    def _start_gateway(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> None:
+    def _spawn_stub(self, stack: contextlib.ExitStack, log: Path) -> None:
+        port = free_port()
+        words = ("-m", "upstream_stub", "--port", str(port))
+        with log.open("wb") as output:
+            stack.enter_context(
+                self._children.running(STUB, *words, stop_timeout_s=STUB_STOP_TIMEOUT_S, stdout=output, stderr=output)
+            )
+        self._environment["UPSTREAM_URL"] = _url(HOST, port)
+
+    def _spawn_gateway(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> None:
         ports = [str(urlsplit(url).port) for url in (base_url, admin_url)]
         arguments = ["--port", ports[0], "--admin-port", ports[1]]  # they win over a config.yaml that was changed
         if self._options.workers:
             arguments += ["--workers", str(self._options.workers)]
         for variable, value in self._defaults().items():
             self._environment.setdefault(variable, value)
-        with self._progress.step("gateway") as step:
-            pump = LogPump()
-            stack.callback(pump.finish)
-            stack.enter_context(
-                self._children.running(
-                    "gateway",
-                    *("-m", "gateway", "serve", *arguments),
-                    ready=lambda: _all_workers_are_ready(admin_url),
-                    stop_timeout_s=GATEWAY_STOP_TIMEOUT_S,
-                    stderr=pump.write_fd,
-                    started=pump.start,
-                )
+        pump = LogPump()
+        stack.callback(pump.finish)
+        stack.enter_context(
+            self._children.running(
+                "gateway",
+                *("-m", "gateway", "serve", *arguments),
+                stop_timeout_s=GATEWAY_STOP_TIMEOUT_S,
+                stderr=pump.write_fd,
+                started=pump.start,
             )
-            step.detail = base_url
+        )
 
     def _defaults(self) -> dict[str, str]:
         """What the demo sets where nobody has; a variable that is set, even to nothing, stays."""

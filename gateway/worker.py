@@ -89,6 +89,7 @@ class Worker:
             metrics=self._metrics,
         )
         self._ledger.on_committed = self._admission.posted
+        self._ledger.on_dropped = self._admission.dropped
         self._hosted = HostedServer(self._services(), self._tasks)
         self._relay = self._new_relay()
         self._server: asyncio.Server | None = None

@@ -168,9 +168,7 @@ class Api:
         del self.requests[:-REQUESTS_KEPT_MAX]
         return noted
 
-    def _response(
-        self, request: web.Request, answer: Answer, request_id: str, *, replayed: bool
-    ) -> web.StreamResponse:
+    def _response(self, request: web.Request, answer: Answer, request_id: str, *, replayed: bool) -> web.StreamResponse:
         headers = {"Request-Id": request_id, "Cache-Control": "no-cache, no-store"}
         for name in ("Stripe-Version", "Idempotency-Key"):
             if name in request.headers:
@@ -204,5 +202,3 @@ async def _be_slow(fault: Fault | None) -> None:
 
 def _origin(request: web.Request) -> str:
     return f"{request.scheme}://{request.host}"
-
-

@@ -55,6 +55,9 @@ class Parameters:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def names(self) -> Collection[str]:
+        return self._values.keys()
+
     def is_text(self, name: str) -> bool:
         return isinstance(self._values.get(name), str)
 

@@ -42,6 +42,7 @@ def create_app(services: Services) -> web.Application:
     """The application over ``services``."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=BODY_BYTES_MAX)
     app[SERVICES] = services
+    app.on_response_prepare.append(_hide_versions)
     for path, handlers in ROUTES.items():
         resource = app.router.add_resource(path)
         methods = sorted([*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"])
@@ -51,6 +52,11 @@ def create_app(services: Services) -> web.Application:
             resource.add_route("HEAD", handlers["GET"], expect_handler=_expect)
         resource.add_route("OPTIONS", _options(", ".join(methods)), expect_handler=_expect)
     return app
+
+
+async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """What Python and aiohttp this is helps only those who look for holes in it."""
+    response.headers.popall("Server", None)
 
 
 def _options(allow: str) -> Handler:

@@ -46,7 +46,7 @@ limiters.s = {
       local gone = {}
       for _, field in ipairs(state.expired or {}) do gone[field] = true end
       for i, count in ipairs(redis.call('HMGET', state.key, unpack(fields))) do
-        state.older[i] = not gone[fields[i]] and tonumber(count) or 0
+        state.older[i] = not state.empty and not gone[fields[i]] and tonumber(count) or 0
       end
     end
     for i = 1, ring - 1 do  -- the oldest leaves when the next slice begins, and so on

@@ -32,7 +32,7 @@ def identifier_in(pieces: list[bytes], pointer: str) -> str | None:
 
 def _identifier_at(text: bytes, pointer: str) -> str | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode())  # as bytes it would be searched for its encoding first
     except (ValueError, RecursionError):
         return None
     for token in pointer.split("/")[1:]:

@@ -8,8 +8,8 @@ import redis
 
 from gateway.admission_batch import Ask, Known, Shape, batch_text
 from gateway.admission_settle import Settled
-from gateway.policy.periods import Window
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.periods import Window
 from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Verdict
 from gateway.redis_store import ADMIT, ORPHANS

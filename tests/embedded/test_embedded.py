@@ -201,9 +201,11 @@ async def test_postgres_wants_its_password(tmp_path: Path) -> None:
 
 def test_redis_wants_its_password_and_shows_it_to_no_other_user(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "redis") as server:
-        with closing(redis.Redis(host=embedded.HOST, port=server.port)) as client:
-            with pytest.raises(redis.AuthenticationError):
-                client.ping()
+        with (
+            closing(redis.Redis(host=embedded.HOST, port=server.port)) as client,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            client.ping()
         password = server.url.split("@")[0].split(":")[-1]
         assert password not in " ".join(psutil.Process(server.process.pid).cmdline())
         assert (tmp_path / "redis").stat().st_mode & 0o777 == 0o700
@@ -222,9 +224,9 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
         pass
     with (tmp_path / "it" / "data" / "postgresql.conf").open("a") as settings:
         settings.write("shared_buffers = 'plenty'\n")
-    with pytest.raises(EmbeddedError, match=r"(?s)Postgres did not start.*shared_buffers.*plenty"):
-        with embedded_postgres(tmp_path / "it"):
-            pass
+    why = pytest.raises(EmbeddedError, match=r"(?s)Postgres did not start.*shared_buffers.*plenty")
+    with why, embedded_postgres(tmp_path / "it"):
+        pass
 
 
 def test_folders_with_odd_names_will_do(tmp_path: Path) -> None:

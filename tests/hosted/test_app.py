@@ -40,6 +40,11 @@ async def test_options_tells_the_methods_to_anyone_and_permits_no_other_origin(a
         assert not [name for name in answer.headers if name.startswith("Access-Control")]
 
 
+async def test_answers_do_not_tell_what_serves_them(call: Call) -> None:
+    for path in ("/v1/budgets", "/v1/nothing"):
+        assert "Server" not in (await call("GET", path)).headers
+
+
 async def test_head_is_get_without_its_body(call: Call) -> None:
     for path in ("/v1/budgets", "/v1/usage", "/metrics", "/v1/openapi.json"):
         got, head = await call("GET", path), await call("HEAD", path)

@@ -101,9 +101,9 @@ class Serving:
         return status, json.loads(text)
 
     def pids(self) -> list[int]:
-        """The workers' processes."""
+        """The workers' processes that run."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return sorted(int(child) for child in children)
+        return sorted(int(child) for child in children if _runs(child))
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -121,6 +121,13 @@ class Serving:
             async with self._news:
                 self.lines.append(line.decode().rstrip())
                 self._news.notify_all()
+
+
+def _runs(pid: str) -> bool:
+    """Whether the process is there, and more than an exit code that waits to be read."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @asynccontextmanager

@@ -1,0 +1,129 @@
+"""The ``castgate`` command: what it shows, how it fails, and what it never prints."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gateway.cli import main
+from tests.process.serving import POLICIES, ROOT, write_config
+
+VARIABLES = ("DATABASE_URL", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "COST_PER_CAST_CENTS")
+
+
+def castgate(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command as an operator runs it."""
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        cwd=ROOT,
+        env={**kept, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_check_shows_routes_and_plans(config: Path) -> None:
+    (config.parent / "policies" / "all.yaml").write_text(
+        "policies:\n"
+        "  - name: cast\n"
+        "    match: {methods: [POST], path: /v1/cast}\n"
+        "    cost: {fixed: {cents: '0.25'}}\n"
+        "    rate_limits:\n"
+        "      - {name: per-account, key: account, limit: 60, window: 1m, algorithm: sliding_window}\n"
+        "      - {name: at-once, key: account, limit: 4, algorithm: concurrency}\n"
+        "  - {name: keys, match: {path: /v1/keys/*}, mode: shadow}\n"
+        "plans:\n"
+        "  free: {hard_limit_cents: {monthly: 500}}\n"
+        "  pro: {hard_limit_cents: {daily: 100}, time_zone: Asia/Tokyo, rate_limits: {per-account: {limit: 600}}}\n"
+    )
+    shown = castgate("check", "--config", str(config))
+    assert shown.returncode == 0
+    first, *rest = shown.stdout.splitlines()
+    assert first.startswith("configuration ")
+    limits = "per-account: 60 in 60s per account, sliding_window; at-once: 4 at once per account"
+    assert rest == [
+        "",
+        "METHODS  PATH        POLICY  MODE     COST                 RATE LIMITS",
+        f"POST     /v1/cast    cast    enforce  0.25 cents, success  {limits}",
+        "any      /v1/keys/*  keys    SHADOW   free                 none",
+        "everything else is relayed untouched",
+        "",
+        "PLAN            BUDGETS                     RATE LIMITS",
+        "free (default)  monthly 500 cents           as the policy says",
+        "pro             daily 100 cents Asia/Tokyo  per-account: 600",
+    ]
+    assert shown.stderr.splitlines()[0] == "warning: billing is off: STRIPE_SECRET_KEY is not set"
+
+
+def test_check_fails_with_every_mistake(config: Path) -> None:
+    write_config(config.parent, policies=POLICIES.replace("cents: 1", "cents: one").replace("/v1/cast", "v1"))
+    shown = castgate("check", "--config", str(config))
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in shown.stderr.splitlines()] == [
+        "all.yaml:3:52",
+        "all.yaml:3:79",
+    ]
+
+
+def test_a_configuration_that_is_not_there_is_one_line() -> None:
+    shown = castgate("serve", "--config", "/none/config.yaml")
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[0] == "/none/config.yaml: cannot be read: No such file or directory"
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_postgres_that_is_away_is_one_line_without_the_password() -> None:
+    shown = castgate("migrate", "--database-url", "postgresql://me:hunter2@127.0.0.1:1/casts")
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert shown.stderr == "castgate: cannot reach Postgres at 127.0.0.1:1/casts: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://me:hunter2@localhost:1/casts", "cannot reach Postgres at localhost:1/casts: Connection refused"),
+        ("postgresql://me:hunter2@nobody.invalid/x", "cannot reach Postgres at nobody.invalid:5432/x: no such host"),
+        (
+            "mysql://me:hunter2@localhost/x",
+            "the database URL cannot be used: invalid DSN: scheme is expected to be either "
+            '"postgresql" or "postgres", got \'mysql\'',
+        ),
+    ],
+)
+def test_a_database_url_that_leads_nowhere_says_why(url: str, why: str) -> None:
+    shown = castgate("migrate", DATABASE_URL=url)
+    assert (shown.returncode, shown.stderr) == (1, f"castgate: {why}\n")
+
+
+def test_migrate_takes_the_database_of_the_configuration_where_no_url_is_given(config: Path) -> None:
+    write_config(config.parent, config.read_text().replace("localhost/none", "127.0.0.1:1/configured"))
+    shown = castgate("migrate", "--config", str(config))
+    assert shown.stderr == "castgate: cannot reach Postgres at 127.0.0.1:1/configured: Connection refused\n"
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--workers", "0"], ["--colour"], ["extra"]])
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(main, ["serve", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "migrate"])
+def test_help_has_examples(command: str) -> None:
+    shown = CliRunner().invoke(main, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Examples\n    castgate {command}" in shown.output
+
+
+def test_it_says_its_version() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output.startswith("castgate, version ")
+
+
+def test_the_shell_completes_commands() -> None:
+    shown = castgate(_CASTGATE_COMPLETE="bash_complete", COMP_WORDS="castgate se", COMP_CWORD="1")
+    assert shown.stdout == "plain,serve\n"

@@ -1,0 +1,224 @@
+"""One command, one cast: what ``./dev up`` starts, says and leaves behind."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+import psutil
+import pytest
+
+from tests.up.running import Up, all_gone, up
+
+SECOND_START_S = 5.0
+LEDGER_TIMEOUT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One that runs, for tests that change nothing others look at."""
+    with up(tmp_path_factory.mktemp("up")) as running:
+        running.wait_for("ready ")
+        yield running
+
+
+async def cast(demo: dict[str, str]) -> tuple[int, dict[str, str]]:
+    headers = {"Authorization": f"Bearer {demo['api_key']}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{demo['base_url']}/v1/cast", headers=headers, json={"input": "lumos"}) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+async def charged_microcents(demo: dict[str, str], *, at_least: int) -> int:
+    """What the ledger has for the demo account, once it has that much (it is written in batches)."""
+    connection = await asyncpg.connect(demo["database_url"])
+    try:
+        deadline_s = time.monotonic() + LEDGER_TIMEOUT_S
+        while True:
+            found: int = await connection.fetchval(
+                "SELECT coalesce(sum(cost_microcents), 0)::bigint FROM usage_events WHERE account_id = $1",
+                demo["account_id"],
+            )
+            if found >= at_least or time.monotonic() > deadline_s:
+                return found
+    finally:
+        await connection.close()
+
+
+def test_the_demo_file_says_where_everything_is_to_its_owner_alone(shared: Up) -> None:
+    file = shared.data_dir / "demo.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    demo = shared.demo
+    assert sorted(demo) == [
+        *("account_id", "admin_url", "api_key", "base_url"),
+        *("database_url", "redis_url", "stripe_url", "upstream_url"),
+    ]
+    assert demo["stripe_url"] is None
+    assert shared.wait_for("ready ").startswith(f"ready on {demo['base_url']}")
+
+
+def test_it_prints_what_to_curl(shared: Up) -> None:
+    shown = "\n".join(shared.out)
+    assert f"curl -i {shared.demo['base_url']}/v1/cast -H 'Authorization: Bearer {shared.demo['api_key']}'" in shown
+    assert f"curl {shared.demo['admin_url']}/metrics" in shown
+
+
+def test_colours_are_for_terminals(shared: Up) -> None:
+    assert "\033" not in "".join(shared.out + shared.err)
+
+
+async def test_a_cast_goes_through_and_is_charged_one_cent(shared: Up) -> None:
+    status, answer = await cast(shared.demo)
+    assert (status, answer["status"]) == (200, "completed")
+    assert await charged_microcents(shared.demo, at_least=1_000_000) >= 1_000_000
+
+
+async def test_metrics_are_on_both_listeners(shared: Up) -> None:
+    async with aiohttp.ClientSession() as session:
+        for url in (shared.demo["admin_url"], shared.demo["base_url"]):
+            async with session.get(f"{url}/metrics") as answer:
+                assert answer.status == 200
+                assert "spell_cast_total" in await answer.text()
+
+
+def test_the_same_folder_is_refused_in_one_line(shared: Up) -> None:
+    with up(shared.data_dir) as second:
+        assert second.wait() == 1
+        assert second.out == []
+        assert second.err == [
+            f"castgate: the data folder {shared.data_dir} is in use by another process (pid {shared.process.pid}); "
+            "give each ./dev up its own --data-dir"
+        ]
+    assert shared.process.poll() is None
+
+
+@pytest.mark.parametrize("option", ["--port", "--admin-port"])
+def test_a_busy_port_is_refused_in_one_line_before_anything_is_started(tmp_path: Path, option: str) -> None:
+    other = "--admin-port" if option == "--port" else "--port"
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with up(tmp_path / "data", option, str(port), other, "0") as refused:
+            assert refused.wait() == 1
+    assert refused.err == [f"castgate: port {port} on 127.0.0.1 is already in use; choose another with {option}"]
+    assert refused.out == []
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["lock"]
+
+
+async def test_a_second_start_is_quick_and_finds_everything_again(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        first.wait_for("ready ")
+        demo = first.demo
+        assert (await cast(demo))[0] == 200
+        family = first.family()
+        assert first.stop() == 0
+        assert all_gone(family)
+        assert not (tmp_path / "demo.json").exists()
+    started_s = time.monotonic()
+    with up(tmp_path) as second:
+        second.wait_for("ready ")
+        assert time.monotonic() - started_s < SECOND_START_S
+        again = second.demo
+        assert (again["api_key"], again["account_id"]) == (demo["api_key"], demo["account_id"])
+        assert await charged_microcents(again, at_least=1_000_000) == 1_000_000
+
+
+def test_an_ephemeral_one_keeps_nothing(tmp_path: Path) -> None:
+    with up(tmp_path, "--ephemeral") as running:
+        running.wait_for("ready ")
+        assert running.stop(signal.SIGTERM) == 0
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"lock", "ephemeral/postgres/lock", "ephemeral/redis/lock", "upstream_stub.log"}
+
+
+async def test_two_run_side_by_side_in_two_folders(shared: Up, tmp_path: Path) -> None:
+    with up(tmp_path) as other:
+        other.wait_for("ready ")
+        assert other.demo["account_id"] != shared.demo["account_id"]
+        assert (await cast(other.demo))[0] == 200
+        assert (await cast(shared.demo))[0] == 200
+
+
+async def test_given_stores_and_an_upstream_are_used_and_not_started(
+    database_url: str, redis_url: str, shared: Up, tmp_path: Path
+) -> None:
+    given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "UPSTREAM_URL": shared.demo["upstream_url"]}
+    with up(tmp_path, **given) as running:
+        running.wait_for("ready ")
+        demo = running.demo
+        assert {name: demo[name.lower()] for name in given} == given
+        names = " ".join(word for process in running.family() for word in process.cmdline())
+        assert not [name for name in ("postgres -D", "redis-server", "upstream_stub") if name in names]
+        connection = await asyncpg.connect(database_url)
+        assert str(await connection.fetchval("SELECT id FROM users")) == demo["account_id"]
+        await connection.close()
+
+
+def test_a_variable_that_is_set_to_nothing_stays_so_and_the_warning_is_passed_on(tmp_path: Path) -> None:
+    with up(tmp_path, "--ephemeral", STRIPE_SECRET_KEY="") as running:
+        running.wait_for("ready ")
+        assert running.stop() == 0
+    warnings = [line for line in running.err if "billing is off" in line]
+    assert len(warnings) == 1
+    assert "STRIPE_SECRET_KEY" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("castgate starts", signal.SIGINT),
+        ("Postgres", signal.SIGTERM),
+        ("Redis", signal.SIGINT),
+        ("demo account", signal.SIGHUP),
+        ("migrations", signal.SIGTERM),
+        ("Phase 1 stub", signal.SIGINT),
+    ],
+)
+def test_a_signal_during_the_start_leaves_nothing_running(tmp_path: Path, moment: str, number: signal.Signals) -> None:
+    with up(tmp_path, "--ephemeral") as running:
+        running.wait_for(moment)
+        family = running.family()
+        assert running.stop(number) == 0
+        assert running.out[-1] == "stopped, nothing is left running"
+        assert all_gone(family)
+    assert not [process for process in psutil.process_iter() if str(tmp_path) in _command_line(process)]
+
+
+def test_nothing_outlives_it_even_if_it_is_killed(tmp_path: Path) -> None:
+    with up(tmp_path) as running:
+        running.wait_for("ready ")
+        family = running.family()
+        assert len(family) >= 5  # Postgres and its own, Redis, the stub, the gateway and its worker
+        running.stop(signal.SIGKILL)
+        assert all_gone(family)
+
+
+@pytest.mark.parametrize("name", ["Redis", "Phase 1 stub", "gateway"])
+def test_a_part_that_dies_is_reported_and_ends_the_rest(tmp_path: Path, name: str) -> None:
+    words = {"Redis": "redis-server", "Phase 1 stub": "-m upstream_stub", "gateway": "-m gateway serve"}
+    with up(tmp_path, "--ephemeral") as running:
+        running.wait_for("ready ")
+        family = running.family()
+        victim = next(process for process in family if words[name] in _command_line(process))
+        victim.kill()
+        assert running.wait() == 1
+        assert f"castgate: {name} ended by itself: killed by SIGKILL" in running.err
+        assert all_gone(family)
+
+
+def test_a_database_that_is_not_there_is_one_clear_message(tmp_path: Path, free_port: int) -> None:
+    with up(tmp_path, DATABASE_URL=f"postgresql://nobody@127.0.0.1:{free_port}/castgate") as running:
+        assert running.wait() == 1
+    assert len(running.err) == 1
+    assert running.err[0].startswith("castgate: demo account: ")
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
