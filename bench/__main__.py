@@ -81,7 +81,7 @@ def _bench(rows: Sequence[Row], plan: Plan, generator_name: str) -> tuple[list[R
 
         def measure_row(row: Row, seconds: float) -> Measured:
             child = children[row.target.name]
-            measured = measure(row, child, cores, generator, around.api_key, plan.connections, seconds)
+            measured = measure(row, child, around, generator, plan.connections, seconds)
             if row.charged:
                 tally.add(measured.sample)
             return measured
@@ -128,6 +128,7 @@ def main(rounds: int, seconds: float, connections: int, only: str, generator: st
     described = report.as_json(found, plan, cores, skipped=skipped, audit=audited, upstream=report.upstream_name())
     used = found[0].rounds[0].sample.generator if found else "none"
     click.echo(report.table(found))
+    click.echo(report.behind(found))
     click.echo(
         f"\nmedians of {rounds} interleaved rounds of {seconds:g} s, {connections} connections, load by {used}, "
         f"upstream {report.upstream_name()}; server on core {cores.proxy}, "

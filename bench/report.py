@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ _MIB = 1024 * 1024
 def table(results: Sequence[RowResult]) -> str:
     """Medians over the rounds, aligned."""
     ratio_name = f"× {next((r.row.title for r in results if r.row.name == BASELINE), 'baseline')}"
-    heading = ("", "requests/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs/req", "MiB", ratio_name, "failed")
+    heading = ("", "requests/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs/req", "core %", "MiB", ratio_name, "failed")
     lines = [heading, *(_cells(result) for result in results)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = [
@@ -46,10 +47,26 @@ def _cells(result: RowResult) -> tuple[str, ...]:
         f"{result.median(lambda m: m.sample.p99_ms):.2f}",
         f"{result.median(lambda m: m.sample.p99_9_ms):.2f}",
         f"{result.median(lambda m: m.cpu_us):.0f}",
+        f"{result.median(lambda m: m.proxy_core_busy) * 100:.0f}",
         f"{result.median(lambda m: m.memory_bytes) / _MIB:.0f}",
         "–" if result.ratio is None else f"{result.ratio:.2f}",
         str(result.failed),
     )
+
+
+def behind(results: Sequence[RowResult]) -> str:
+    """What each row costs in Redis, Postgres and the upstream: a line for each row that costs anything there."""
+    lines = []
+    for result in results:
+        costs = ", ".join(f"{name} {cost:.0f}" for name, cost in _behind(result).items() if cost >= 1)
+        if costs:
+            lines.append(f"\n  {result.row.title}: {costs}")
+    return "\nCPU µs for each request elsewhere" + "".join(lines)
+
+
+def _behind(result: RowResult) -> dict[str, float]:
+    names = result.rounds[0].behind_cpu_us if result.rounds else {}
+    return {name: statistics.median(one.behind_cpu_us[name] for one in result.rounds) for name in names}
 
 
 def doubts(results: Sequence[RowResult], cores: Cores) -> list[str]:
@@ -101,6 +118,7 @@ def as_json(
                 "p99_ms": result.median(lambda m: m.sample.p99_ms),
                 "p99_9_ms": result.median(lambda m: m.sample.p99_9_ms),
                 "cpu_us_per_request": result.median(lambda m: m.cpu_us),
+                "behind_cpu_us_per_request": _behind(result),
                 "memory_bytes": result.median(lambda m: m.memory_bytes),
                 "ratio": result.ratio,
                 "ratios": list(result.ratios),

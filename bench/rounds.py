@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.generators import Generator, Sample
-from bench.processes import Child, Cores, busy_s, cpu_s, memory_bytes
+from bench.processes import Child, busy_s, cpu_s, memory_bytes
+from bench.surroundings import Surroundings
 from bench.targets import Row
 
 
@@ -28,6 +29,7 @@ class Measured:
 
     sample: Sample
     cpu_us: float  # of all the server's processes, user and system, for each request
+    behind_cpu_us: Mapping[str, float]  # of what is behind it (Redis, Postgres, upstream), for each request
     memory_bytes: int
     proxy_core_busy: float  # share of the time, by whomever
     rest_cores_busy: float
@@ -38,6 +40,7 @@ class Measured:
         return {
             **self.sample.as_json(),
             "cpu_us_per_request": self.cpu_us,
+            "behind_cpu_us_per_request": dict(self.behind_cpu_us),
             "memory_bytes": self.memory_bytes,
             "proxy_core_busy": self.proxy_core_busy,
             "rest_cores_busy": self.rest_cores_busy,
@@ -69,16 +72,20 @@ class RowResult:
 
 
 def measure(
-    row: Row, child: Child, cores: Cores, generator: Generator, api_key: str, connections: int, seconds: float
+    row: Row, child: Child, around: Surroundings, generator: Generator, connections: int, seconds: float
 ) -> Measured:
     """Put load on a row once."""
+    cores = around.cores
+    behind_before = {name: cpu_s(pid) for name, pid in around.pids.items()}
     base_url = f"http://127.0.0.1:{child.port}"
     cpu_before, proxy_before, rest_before = cpu_s(child.process.pid), busy_s((cores.proxy,)), busy_s(cores.rest)
-    sample = generator(base_url, row.request(api_key), connections, seconds)
+    sample = generator(base_url, row.request(around.api_key), connections, seconds)
     cpu, proxy = cpu_s(child.process.pid) - cpu_before, busy_s((cores.proxy,)) - proxy_before
     rest = busy_s(cores.rest) - rest_before
     child.check()
+    behind = {name: cpu_s(pid) - behind_before[name] for name, pid in around.pids.items()}
     return Measured(
+        behind_cpu_us={name: spent / max(1, sample.requests) * 1e6 for name, spent in behind.items()},
         sample=sample,
         cpu_us=cpu / max(1, sample.requests) * 1e6,
         memory_bytes=memory_bytes(child.process.pid),

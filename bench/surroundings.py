@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Surroundings:
     upstream_url: str
     database_url: str = ""
     redis_url: str = ""
+    pids: Mapping[str, int] = field(default_factory=dict)  # what is behind the server under test: name -> process
     account_id: str = ""
     api_key: str = field(default=NO_STORES_API_KEY, repr=False)
 
@@ -59,6 +60,7 @@ def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Itera
     """The upstream and, with ``stores``, Postgres, Redis and the account; all stopped on the way out."""
     with contextlib.ExitStack() as stack:
         made = Surroundings(folder=folder, cores=cores, upstream_url="")
+        pids: dict[str, int] = {}
         stack.enter_context(pinned(cores.rest))
         if stores:
             try:
@@ -69,10 +71,11 @@ def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Itera
             except EmbeddedError as error:
                 raise BenchError(str(error)) from None
             made = replace(made, database_url=postgres.url, redis_url=redis.url)
+            pids = {"Postgres": postgres.process.pid, "Redis": redis.process.pid}
         say("starting the upstream")
         place = made.place("behind")
         command = UPSTREAM.command(place)
-        stack.enter_context(
+        behind = stack.enter_context(
             running(
                 "behind",
                 command.words,
@@ -82,7 +85,8 @@ def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Itera
                 environment=command.environment,
             )
         )
-        made = replace(made, upstream_url=f"http://127.0.0.1:{place.port}")
+        pids["upstream"] = behind.process.pid
+        made = replace(made, upstream_url=f"http://127.0.0.1:{place.port}", pids=pids)
         if stores:
             say("migrating, making the account")
             made = _with_account(made)

@@ -240,21 +240,15 @@ class Admission:
         assert known is not None
         if code == _BUDGET:
             self._tell(ask, _budget_exceeded(ask, known, outcome[1], outcome[2], now_ms))
+        elif account.admission is not known:  # more was learnt meanwhile, for another ask
+            self._again(ask)
         elif code == _STALE:
-            self._refresh_stale(ask, account, known)
+            self._refresh.load(ask, account, stale=True)
         elif code == _COLD:
             self._refresh.seed(ask, account)
         else:
-            if account.admission is known:
-                account.admission = None
-            self._again(ask)
-
-    def _refresh_stale(self, ask: Ask, account: "Account", known: Known) -> None:
-        if account.version != known.version:  # read again meanwhile, for another ask
             account.admission = None
             self._again(ask)
-        else:
-            self._refresh.load(ask, account, stale=True)
 
     def _again(self, ask: Ask) -> None:
         ask.retries += 1

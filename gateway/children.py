@@ -101,7 +101,7 @@ class Children:
             self._stop(process, stop_timeout_s)
 
     def wait_until(self, name: str, done: Callable[[], bool]) -> None:
-        """Until ``done``, of which ``name`` says what; raises what ``wait`` does, and ChildError if it takes too long."""
+        """Until ``done``; raises what ``wait`` raises, and ChildError, which says ``name``, if it takes too long."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not done():
             self._check_all()

@@ -57,6 +57,11 @@ class RunningServer:
     log: Path
     process: "subprocess.Popen[bytes]"
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process, whose end is its end."""
+        return self.process.pid
+
 
 def _do_nothing() -> None:
     pass

@@ -6,8 +6,9 @@ both or neither, and the second of two runs finds everything done.
 
 A file that somebody ran with psql has no row. It is recognised by its tables: if all that it makes are there, with the
 columns it would give them (tried in a scratch schema that is rolled back), it is recorded, not run; if they differ,
-nothing is touched and the difference is told. Likewise a rollback by psql: when none of the newest files' tables exists
-any more, those files count as not applied.
+nothing is touched and the difference is told. (Other things than tables a file should make so that it may run twice,
+such as CREATE OR REPLACE FUNCTION.) Likewise a rollback by psql: when none of the newest files' tables and functions
+exists any more, those files count as not applied.
 
 ``casts`` is Phase 1's, and may appear after us; so its column ``cost_cents`` is looked after at the end of every run.
 """
@@ -36,8 +37,9 @@ COST_COLUMN_SINCE = 4  # the number of the file that first adds casts.cost_cents
 _LOCK_KEY = int.from_bytes(hashlib.sha256(b"castgate migrate").digest()[:8], "big", signed=True)
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_[a-z0-9_]+")
 _WRAPPED = re.compile(r"\A(?P<head>(?:\s+|--[^\n]*\n)*)BEGIN;(?P<body>.*)COMMIT;\s*\Z", re.DOTALL)
-_COMMENT = re.compile(r"--[^\n]*")
+_COMMENT_OR_QUOTED_BODY = re.compile(r"--[^\n]*|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 _CREATED_TABLE = re.compile(r"^\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
+_CREATED_FUNCTION = re.compile(r"^\s*CREATE (?:OR REPLACE )?FUNCTION (\w+)", re.MULTILINE)
 
 _MAKE_RECORD = """
     CREATE TABLE IF NOT EXISTS castgate_migrations (
@@ -51,6 +53,11 @@ _COST_COLUMN_MISSING = """
        AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('casts')
                                                   AND attname = 'cost_cents' AND NOT attisdropped)"""
 _ADD_COST_COLUMN = "ALTER TABLE casts ADD COLUMN IF NOT EXISTS cost_cents numeric(18, 6)"
+_PRESENT = """
+    SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL
+    UNION ALL
+    SELECT name FROM unnest($2::text[]) AS name
+    WHERE EXISTS (SELECT FROM pg_proc WHERE proname = name AND pg_function_is_visible(oid))"""
 _COLUMNS = """
     SELECT attname, format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' not null' ELSE '' END AS type
     FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"""
@@ -73,7 +80,12 @@ class Migration:
     @property
     def tables(self) -> tuple[str, ...]:
         """The tables that the file makes."""
-        return tuple(_CREATED_TABLE.findall(_COMMENT.sub("", self.body)))
+        return tuple(_CREATED_TABLE.findall(_COMMENT_OR_QUOTED_BODY.sub("", self.body)))
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions that the file makes."""
+        return tuple(_CREATED_FUNCTION.findall(_COMMENT_OR_QUOTED_BODY.sub("", self.body)))
 
 
 def default_folder() -> Path:
@@ -239,10 +251,10 @@ async def _applied(
     rows = await connection.fetch("SELECT number, name, checksum FROM castgate_migrations")
     applied = {row["number"]: row["name"] for row in rows}
     for migration in reversed(migrations):
-        # Only the newest can be told by their tables: those of an older one may have been dropped by a newer.
+        # Only the newest can be told by what they made: that of an older one may have been dropped by a newer.
         if migration.number not in applied:
             continue
-        if not migration.tables or any([await _exists(connection, table) for table in migration.tables]):
+        if not (migration.tables or migration.functions) or await _present(connection, migration):
             break
         await connection.execute("DELETE FROM castgate_migrations WHERE number = $1", migration.number)
         report(f"{migration.name} was rolled back by hand")
@@ -259,7 +271,8 @@ async def _applied(
 async def _apply(
     connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration, report: Callable[[str], None]
 ) -> None:
-    present = [table for table in migration.tables if await _exists(connection, table)]
+    found = await _present(connection, migration)
+    present = [table for table in migration.tables if table in found]
     if present:
         await _check_made_by_hand(connection, migration, present)
         report(f"{migration.name} was applied by hand: recorded")
@@ -321,8 +334,10 @@ async def _execute(connection: "asyncpg.Connection[asyncpg.Record]", sql: str, w
         raise MigrateError(f"{what}: {_why(error)}") from error
 
 
-async def _exists(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> bool:
-    return bool(await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table))
+async def _present(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> set[str]:
+    """Which of the tables and functions that the file makes are there."""
+    rows = await connection.fetch(_PRESENT, migration.tables, migration.functions)
+    return {row["name"] for row in rows}
 
 
 async def _columns(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> dict[str, str]:

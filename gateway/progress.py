@@ -76,7 +76,8 @@ class Step:
 class LogPump:
     """Copies what a child writes into a pipe to our standard error, and drops what nobody takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_fd: int = 2) -> None:
+        self._to_fd = to_fd
         self._read_fd, self.write_fd = os.pipe()
         self._thread = threading.Thread(target=self._pump, name="log pump", daemon=True)
 
@@ -101,9 +102,9 @@ class LogPump:
     def _show(self, data: bytes) -> bool:
         try:
             for start in range(0, len(data), PIECE_BYTES):
-                if not select.select((), (2,), (), WRITE_WAIT_S)[1]:
+                if not select.select((), (self._to_fd,), (), WRITE_WAIT_S)[1]:
                     return False
-                os.write(2, data[start : start + PIECE_BYTES])
+                os.write(self._to_fd, data[start : start + PIECE_BYTES])
         except OSError:
             return False
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.metrics_file import is_abandoned
 
-_PREFIX = "castgate-"
+_PREFIX = "castgate-run-"
 # A folder whose processes are all dead is left over from a SIGKILL, unless it is just being made.
 LEFT_OVER_AFTER_S = 60.0
 

@@ -8,8 +8,18 @@ from stripe_stub.lifecycle import ENDED, UPDATED, Lifecycle, Order
 from stripe_stub.listing import PAGING, created_within, page, search
 from stripe_stub.state import Json, State
 
-STATUSES = ("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused", "trialing")
-STATUSES += ("unpaid",)
+STATUSES = (
+    "active",
+    "all",
+    "canceled",
+    "ended",
+    "incomplete",
+    "incomplete_expired",
+    "past_due",
+    "paused",
+    "trialing",
+    "unpaid",
+)
 CREATE_FIELDS = frozenset(
     {"customer", "items", "metadata", "trial_period_days", "trial_settings", "payment_behavior", "proration_behavior"}
 )

@@ -28,7 +28,7 @@ def render(value: Any, version: str) -> Any:
     """A copy of `value` as `version` shows it, all the way down, without the stand-in's notes."""
     if isinstance(value, list):
         return [render(inner, version) for inner in value]
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or value.get("object") == "event":  # an event keeps the form of its own version
         return value
     shown = value
     if version[:10] < _NEWER_SHAPE_SINCE:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 from tests.acceptance.conftest import Fleet
 from tests.gateways import RunningGateway
@@ -42,9 +43,8 @@ async def test_a_worker_that_is_killed_takes_no_count_back(fleet: Fleet) -> None
     account = await fleet.account(monthly_cents=100)
     await fleet.cast_many(account, total=200, connections=20)
     before = _counted(gateway)
-    children = f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children"
-    with open(children) as listing:
-        victim = int(listing.read().split()[0])
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    victim = int(children.read_text().split()[0])
     os.kill(victim, signal.SIGKILL)
     assert _counted(gateway) == before
     await fleet.cast_many(await fleet.account(monthly_cents=100), total=200, connections=20)

@@ -40,6 +40,20 @@ def test_it_measures_and_writes_the_figures(tmp_path: Path, generator: str) -> N
     assert row["rounds"][0]["errors"] == row["rounds"][0]["refused"] == 0
 
 
+def test_casts_through_the_whole_gateway_are_audited(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    ended = bench(
+        *("--only", "castgate-plain,castgate", "--rounds", "1", "--seconds", "1", "--connections", "8"),
+        *("--generator", "python", "--json", str(file)),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "counters agree, nothing held" in ended.stdout
+    figures = json.loads(file.read_text())
+    assert [row["name"] for row in figures["rows"]] == ["castgate-plain", "castgate"]
+    plain, everything = (row["behind_cpu_us_per_request"] for row in figures["rows"])
+    assert plain["Postgres"] < everything["Postgres"]
+
+
 def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     ended = bench("--only", "direct,haproxy2")
     assert ended.returncode == 2

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bench.generators import Sample
 from bench.processes import Cores
-from bench.report import doubts, table
+from bench.report import behind, doubts, table
 from bench.rounds import Measured, Plan, RowResult, results, run_rounds
 from bench.targets import ROWS, Row
 
@@ -30,6 +30,7 @@ def measured(requests: int, *, other_cpu: float = 0.0, rest_busy: float = 0.5, e
     return Measured(
         sample=sample(requests, errors=errors),
         cpu_us=100.0,
+        behind_cpu_us={"Redis": 8.4, "upstream": 0.2},
         memory_bytes=20 * 1024 * 1024,
         proxy_core_busy=0.9,
         rest_cores_busy=rest_busy,
@@ -74,6 +75,11 @@ def test_the_table_is_aligned_and_names_the_baseline() -> None:
     assert first.startswith("bare aiohttp proxy ")
     assert "× bare aiohttp proxy" in heading
     assert "6.17" in second
+
+
+def test_what_a_row_costs_elsewhere_is_told_by_process() -> None:
+    (result,) = results([CASTGATE], {"castgate": [measured(10)]}, "aiohttp")
+    assert behind([result]).splitlines()[-1] == f"  {CASTGATE.title}: Redis 8"
 
 
 def doubts_of(one: Measured, cores: Cores = CORES) -> list[str]:

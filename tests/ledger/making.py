@@ -51,7 +51,7 @@ def event(account_id: str, cost_microcents: int = 1_000_000, occurred_ms: int = 
 async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
     """Returns once ``holds`` does: for what only another program's tables can tell."""
     async with asyncio.timeout(timeout_s):
-        while not await holds():  # noqa: ASYNC110
+        while not await holds():
             await asyncio.sleep(0.01)
 
 

@@ -66,8 +66,8 @@ def test_check_fails_with_every_mistake(config: Path) -> None:
     shown = castgate("check", "--config", str(config))
     assert (shown.returncode, shown.stdout) == (1, "")
     assert [line.partition(": ")[0].rpartition("/")[2] for line in shown.stderr.splitlines()] == [
-        "all.yaml:3:52",
-        "all.yaml:3:79",
+        "all.yaml:3:49",
+        "all.yaml:3:76",
     ]
 
 

@@ -14,7 +14,7 @@ REQUESTS = 'castgate_requests_total{kind="plain"}'
 
 
 def runtime_folders(folder: Path) -> list[Path]:
-    return list(folder.glob("castgate-*"))
+    return list(folder.glob("castgate-run-*"))
 
 
 async def gone(pid: int) -> None:
@@ -101,7 +101,7 @@ async def test_while_a_worker_is_replaced_the_gateway_is_degraded_not_down(confi
 async def test_sigterm_lets_calls_under_way_end(config: Path) -> None:
     async with serving(config, "--workers", "1", toy="slow") as served:
         await served.ready()
-        call = asyncio.ensure_future(served.call())  # noqa: TID251
+        call = asyncio.ensure_future(served.call())
         while await served.metric("castgate_connections_open") == 0:
             pass
         served.signal(signal.SIGTERM)
@@ -296,7 +296,7 @@ async def test_a_bad_configuration_at_the_start_says_every_mistake(config: Path)
         assert await served.ended() == 1
         assert served.lines == [
             f'{config}:4:10: workers: expected auto or an integer of 1 to 64, found "none"',
-            f'{config}:5:16: drain_timeout: expected a duration such as 250ms, 5s, 1m or 1h, found "soon"',
+            f'{config}:5:16: drain_timeout: expected a duration such as 250ms, 5s, 1m, 1h or 1d, found "soon"',
         ]
 
 
