@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from gateway import accepted
 from gateway.admin import Status, serve_admin
 from gateway.config import ConfigError, Loaded, Settings
 from gateway.listening import listen, url_of
@@ -124,6 +125,7 @@ class Supervisor:
         async with AsyncExitStack() as cleanup:
             cleanup.enter_context(self._sockets)
             self._runtime_dir = cleanup.enter_context(runtime_folder())
+            accepted.keep(self._runtime_dir, self._loaded)
             self._metrics = Metrics(self._runtime_dir, "supervisor")
             cleanup.callback(self._metrics.close)
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
@@ -289,6 +291,7 @@ class Supervisor:
                 return
             waiting = _changed_sections(self._loaded.settings, loaded.settings)
             self._loaded = loaded
+            accepted.keep(self._runtime_dir, loaded)
             self._metrics.counter("castgate_config_reloads_total", result="ok").add()
             _log.info("reload_accepted", reason=reason, version=loaded.rules.version)
             for warning in loaded.warnings:

@@ -12,6 +12,7 @@ A script of its own, on the standard library alone, because these calls belong b
 process with threads must not run Python code, and because it starts in 20 ms.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -24,7 +25,10 @@ PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+PR_SET_SECUREBITS = 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAP_DAC_OVERRIDE = 1
+CAP_SETPCAP = 8
 CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -43,14 +47,22 @@ def _prctl(option: int, *arguments: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _keep_dac_override() -> None:
-    """Hands CAP_DAC_OVERRIDE on through exec, where PR_SET_KEEPCAPS has saved it over the change of user."""
+def _set_capabilities(held: int, inheritable: int) -> None:
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    bit = 1 << CAP_DAC_OVERRIDE
-    sets = (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)  # effective, permitted, inheritable; the high words
+    sets = (ctypes.c_uint32 * 6)(held, held, inheritable, 0, 0, 0)  # effective, permitted, inheritable; the high words
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.capset(header, sets) != 0:
         raise OSError(ctypes.get_errno(), "capset")
+
+
+def _keep_dac_override() -> None:
+    """Hands CAP_DAC_OVERRIDE on through exec, where PR_SET_KEEPCAPS has saved it over the change of user."""
+    kept = 1 << CAP_DAC_OVERRIDE
+    with contextlib.suppress(OSError):  # enough where only the data are out of reach, and not the programs
+        _set_capabilities(kept | 1 << CAP_SETPCAP, kept)
+        # Else access(2), by which initdb looks for its programs, leaves out what a user other than root is capable of.
+        _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+    _set_capabilities(kept, kept)
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from gateway import log
+from gateway import accepted, log
 from gateway.accounts import Accounts
 from gateway.admission import Admission
 from gateway.config import ConfigError, Loaded, Settings, load
@@ -42,6 +42,8 @@ _HOSTED_CONNECTIONS_MAX = 64
 _HOSTED_IDLE_S = 60.0
 # Calls that may wait for an upstream connection before the rest is told to come back later.
 _WAITING_MAX = 10_000
+# Before it closes its socket a stopping worker takes what waits in the queue: nobody else would answer it.
+_LAST_ACCEPTS_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +162,9 @@ class Worker:
     def reload(self) -> str:
         """Takes new policies and plans at once, for every request that begins from now on; returns their version.
 
-        Raises ConfigError and changes nothing where the files are not right. Settings of ``config.yaml`` that shape the
-        process itself (listeners, stores, limits) are read at start only.
+        Settings of ``config.yaml`` that shape the process itself (listeners, stores, limits) are read at start only.
         """
-        loaded = load(Path(self._parameters.config), os.environ)
+        loaded = _configuration(self._parameters)
         self._rules = loaded.rules
         self._relay.use(loaded.rules)
         self._accounts.rules_changed()
@@ -172,6 +173,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Accepts no more, finishes, settles, flushes, closes: in this order nothing is lost."""
+        self._relay.draining = True
+        await asyncio.sleep(_LAST_ACCEPTS_S)
         if self._server is not None:
             self._server.close()
         await self._relay.drain(self._settings.drain_timeout_s)
@@ -257,6 +260,12 @@ async def _serve(parameters: Parameters, loaded: Loaded) -> None:
         await tasks.drain(0)
 
 
+def _configuration(parameters: Parameters) -> Loaded:
+    """What the supervisor accepted; the files, where that was another version of this program. Raises ConfigError."""
+    kept = accepted.read(Path(parameters.runtime_dir))
+    return kept if kept is not None else load(Path(parameters.config), os.environ)
+
+
 def main() -> None:
     """Runs one worker; started by the supervisor, and by nobody else."""
     text = os.environ.get("CASTGATE_WORKER")
@@ -267,7 +276,7 @@ def main() -> None:
     zoneinfo.reset_tzpath(())
     # A Ctrl-C at the terminal is the supervisor's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    loaded = load(Path(parameters.config), os.environ)
+    loaded = _configuration(parameters)
     log.configure(loaded.settings.log.level, loaded.settings.log.format)
     structlog.contextvars.bind_contextvars(worker=parameters.index)
     uvloop.run(_serve(parameters, loaded))

@@ -1,4 +1,4 @@
-"""One call of the API, in order: fault, key, version, parameters, idempotency, endpoint, expansion, rendering, answer."""
+"""One call of the API, in order: fault, key, version, parameters, idempotency, endpoint, rendering, expansion."""
 
 import asyncio
 import base64
@@ -26,12 +26,12 @@ log = logging.getLogger("stripe_stub")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """What an endpoint gets: parameters, the ids in its path, and the address under which the caller sees this server."""
+    """What an endpoint gets."""
 
     parameters: Parameters
-    path: Mapping[str, str]
+    path: Mapping[str, str]  # the ids in it
     url: str  # the path of the request: lists carry it
-    origin: str  # scheme://host:port, for links to the hosted pages
+    origin: str  # scheme://host:port by which the caller knows this server, for links to the hosted pages
 
 
 Endpoint = Callable[[Call], Json]

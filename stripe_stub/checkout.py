@@ -12,10 +12,31 @@ OPEN_S = 24 * 3600
 REFERENCE_CHARS_MAX = 200
 # Those that change nothing here are taken all the same, so that a program written for Stripe need not know.
 CREATE_FIELDS = frozenset(
-    "allow_promotion_codes automatic_tax billing_address_collection cancel_url client_reference_id consent_collection "
-    "currency custom_text customer customer_email customer_update expires_at line_items locale metadata mode "
-    "payment_method_collection payment_method_types phone_number_collection subscription_data success_url "
-    "tax_id_collection ui_mode".split()
+    {
+        "allow_promotion_codes",
+        "automatic_tax",
+        "billing_address_collection",
+        "cancel_url",
+        "client_reference_id",
+        "consent_collection",
+        "currency",
+        "custom_text",
+        "customer",
+        "customer_email",
+        "customer_update",
+        "expires_at",
+        "line_items",
+        "locale",
+        "metadata",
+        "mode",
+        "payment_method_collection",
+        "payment_method_types",
+        "phone_number_collection",
+        "subscription_data",
+        "success_url",
+        "tax_id_collection",
+        "ui_mode",
+    }
 )
 LIST_FIELDS = PAGING | {"created", "customer", "customer_details", "status", "subscription"}
 
@@ -114,7 +135,7 @@ class Checkout:
         session = self.fresh(call.path["id"])
         if session["status"] != "open":
             raise invalid(
-                f"Only Checkout Sessions with a status in [\"open\"] can be expired. This Checkout Session has a status "
+                f'Only Checkout Sessions with a status in ["open"] can be expired. This Checkout Session has a status '
                 f"of {session['status']}."
             )
         self._expire(session)

@@ -50,7 +50,7 @@ class CheckoutPage:
         except ApiError as error:
             return self._page(session, problem=str(error), number=number if how == "pay" else "", status=402)
         if self._deliveries.switches.running:
-            await self._deliveries.tried(self._deliveries.list(event["id"]), REDIRECT_WAIT_S)
+            await self._deliveries.tried(self._deliveries.find(event["id"]), REDIRECT_WAIT_S)
         raise web.HTTPSeeOther(success_address(session))
 
     def _page(self, session: Json, *, problem: str = "", number: str = "", status: int = 200) -> web.Response:

@@ -1,5 +1,7 @@
 """``/v1/customers``."""
 
+from collections.abc import Iterator
+
 from stripe_stub.api import Call
 from stripe_stub.cards import card_of_payment_method, give_card
 from stripe_stub.errors import no_such
@@ -85,8 +87,8 @@ class Customers:
             "_card": None,
         }
 
-    def _all(self) -> "list[Json]":
-        return [row for row in self._state.newest_first("customer") if not row.get("deleted")]
+    def _all(self) -> Iterator[Json]:
+        return (row for row in self._state.newest_first("customer") if not row.get("deleted"))
 
     def _present(self, identifier: str) -> Json:
         customer = self._state.get("customer", identifier)

@@ -1,8 +1,8 @@
 """Webhooks: every event goes to every endpoint until it answers 2xx, at least once and in whatever order is asked for.
 
-    waiting ──> sending ──2xx──> delivered
-       ↑           │
-       └──back-off─┴─last attempt──> given_up        lost: never sent, because a switch says so
+waiting ──> sending ──2xx──> delivered
+   ↑           │
+   └──back-off─┴─last attempt──> given_up        lost: never sent, because a switch says so
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class Deliveries:
         done = {delivery.endpoint for delivery in deliveries if delivery.where == "delivered"}
         return len({delivery.endpoint for delivery in deliveries} - done)
 
-    def list(self, event_id: str | None = None) -> "list[Delivery]":
+    def find(self, event_id: str | None = None) -> list[Delivery]:
         return list(self._all.values()) if event_id is None else list(self._of_event.get(event_id, []))
 
     async def idle(self, timeout_s: float) -> bool:
@@ -134,7 +134,7 @@ class Deliveries:
         self._waiting.clear()
         self._notify()
 
-    def dump(self) -> "list[Json]":
+    def dump(self) -> list[Json]:
         """What is still to be delivered; what is done is not kept over a restart."""
         return [
             {"event": delivery.event, "endpoint": delivery.endpoint, "due_s": delivery.due_s}
@@ -142,7 +142,7 @@ class Deliveries:
             if delivery.where in {"waiting", "sending"} and not delivery.asked_for
         ]
 
-    def load(self, rows: "list[Json]") -> None:
+    def load(self, rows: list[Json]) -> None:
         for row in rows:
             event = self._state.find("event", row["event"])
             if event is not None and row["endpoint"] in self._endpoints:
@@ -179,7 +179,7 @@ class Deliveries:
                 except TimeoutError:
                     pass
 
-    def _due(self) -> "list[Delivery]":
+    def _due(self) -> list[Delivery]:
         """Those to start now, at most as many as the switches allow."""
         now, switches = time.time(), self._switches
         ready = [delivery for delivery in self._waiting.values() if delivery.due_s <= now]
@@ -190,7 +190,9 @@ class Deliveries:
                 ordinary.reverse()
             elif switches.order == "shuffle":
                 self._random.shuffle(ordinary)
-            room = {identifier: switches.concurrency - self._sending.get(identifier, 0) for identifier in self._endpoints}
+            room = {
+                identifier: switches.concurrency - self._sending.get(identifier, 0) for identifier in self._endpoints
+            }
             for delivery in ordinary:
                 if room.get(delivery.endpoint, 0) > 0:
                     room[delivery.endpoint] -= 1

@@ -1,4 +1,4 @@
-"""Everything that is not what was asked for, in Stripe's shape: ``{"error": {"type", "message", "code", "param", …}}``."""
+"""All that is not what was asked for, in Stripe's shape: ``{"error": {"type", "message", "code", "param", …}}``."""
 
 from typing import Any
 

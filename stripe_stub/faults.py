@@ -19,6 +19,7 @@ from stripe_stub.errors import ApiError, invalid
 
 MODES = ("hang", "close", "html", "limited", "error", "slow", "drop")
 HANG_MAX_S = 600.0
+SLOW_MAX_S = 60.0
 
 _PAGE = """<!doctype html>
 <html><head><title>502 Bad Gateway</title></head>
@@ -37,14 +38,17 @@ class Fault:
     @classmethod
     def parse(cls, values: Any) -> "Fault":
         """Raises a 400 for what is not a fault."""
-        try:
-            fault = cls(**values)
-        except TypeError as error:
-            raise invalid(f"Not a fault: {error}") from None
-        whole = fault.times is None or (isinstance(fault.times, int) and fault.times > 0)
-        if fault.mode not in MODES or not whole or not isinstance(fault.path, str) or not 0 <= fault.delay_s <= 60:
-            raise invalid(f"Not a fault: {values}; modes are {', '.join(MODES)}.")
-        return fault
+        if isinstance(values, dict) and values.keys() <= {"mode", "times", "path", "method", "delay_s"}:
+            times, delay_s = values.get("times"), values.get("delay_s", 1.0)
+            if (
+                values.get("mode") in MODES
+                and (times is None or (isinstance(times, int) and times > 0))
+                and isinstance(values.get("path", ""), str)
+                and isinstance(delay_s, (int, float))
+                and 0 <= delay_s <= SLOW_MAX_S
+            ):
+                return cls(**values)
+        raise invalid(f"Not a fault: {values}; modes are {', '.join(MODES)}.")
 
 
 class Faults:

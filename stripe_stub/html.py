@@ -71,7 +71,7 @@ def button(text: str, name: str, value: str, *, main: bool = False) -> str:
 
 def money(cents: int, currency: str) -> str:
     sign = {"usd": "$", "eur": "€", "gbp": "£"}.get(currency, f"{currency.upper()} ")
-    return f"{sign}{cents / 100:,.2f}"
+    return f"{sign}{cents // 100:,}.{cents % 100:02d}"
 
 
 def price_text(price: Json, quantity: int = 1) -> str:

@@ -71,7 +71,7 @@ class IdempotencyKeys:
 
     @contextmanager
     def under_way(self, key: str, asked: str) -> Iterator[list[Answer]]:
-        """The key is taken inside. The answer appended to what this gives is kept; without one the key is free again."""
+        """The key is taken inside. An answer appended to what this gives is kept; else the key is free again."""
         entry = _Entry(asked=asked, since_s=time.time())
         self._entries.pop(key, None)
         self._entries[key] = entry

@@ -119,7 +119,7 @@ class Lifecycle:
             subscription["cancel_at"] = end if cancel else None
 
     def change_price(self, subscription: Json, price: Json, quantity: int = 1) -> None:
-        """From now on at this price. What is left of the period is not billed anew (Stripe's prorations are left out)."""
+        """From now on at this price. What is left of the period is not billed anew: prorations are left out."""
         self._refuse_ended(subscription)
         with self._journal.change(subscription, UPDATED):
             item = subscription["items"]["data"][0]
@@ -147,12 +147,12 @@ class Lifecycle:
                 subscription["trial_end"] = now_s()
                 subscription["status"] = "active"
             _set_period(subscription, now_s())
-            if not subscription["pause_collection"]:
-                invoice = self._invoicing.draft(subscription, "subscription_cycle")
-                subscription["latest_invoice"] = invoice["id"]
-        if subscription["pause_collection"]:
-            return
+            invoice = self._invoicing.draft(subscription, "subscription_cycle")
+            subscription["latest_invoice"] = invoice["id"]
         self._invoicing.send(invoice)
+        if subscription["pause_collection"]:
+            self._invoicing.stop_collecting(invoice, "void")
+            return
         if payment_fails:
             self._invoicing.fail(invoice)
             paid = False
@@ -188,7 +188,7 @@ class Lifecycle:
 
 def _subscription(order: Order, now: int, trial_end: int | None) -> Json:
     identifier = new_id("sub")
-    items = [
+    items: list[Json] = [
         {
             "id": new_id("si"),
             "object": "subscription_item",

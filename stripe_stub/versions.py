@@ -1,8 +1,9 @@
 """The two generations of payloads, as far as they differ in what a biller reads.
 
-Until 2025-03-31 (`basil`) a subscription has `current_period_start/end` itself and an invoice has `subscription`, `paid`,
-`charge` and `payment_intent`; since then the periods are on the subscription's items, and the invoice says
-`parent.subscription_details.subscription` and lists `payments`. State holds the newer form; the older is made of it here.
+Until 2025-03-31 (`basil`) a subscription has `current_period_start/end` itself and an invoice has `subscription`,
+`paid`, `charge` and `payment_intent`; since then the periods are on the subscription's items, and the invoice says
+`parent.subscription_details.subscription` and lists `payments`. State holds the newer form; the older is made of it
+here.
 https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-subscription-current-period-start-and-end
 """
 

@@ -30,10 +30,14 @@ local function facts_outcome(account, version, windows, rolling)
   end
 end
 
-local function entry_check(entry)
-  entry.account = account_load(entry[1], entry[3])
-  entry.outcome = facts_outcome(entry.account, entry[2], entry[3], entry[4] == 1)
-  entry.checked = true
+-- Once a batch for each account and version, while all is well: only the version can change within a batch.
+local function entry_outcome(entry)
+  local account = entry.account or account_load(entry[1], entry[3])
+  entry.account = account
+  if entry.fits and account.version <= entry[2] then return nil end
+  local outcome = facts_outcome(account, entry[2], entry[3], entry[4] == 1)
+  entry.fits = not outcome
+  return outcome
 end
 
 local shapes = input[4]
@@ -42,8 +46,8 @@ local own_book = book_of(worker)
 local function decide(entry, amount, hold_id, shape, values, weight)
   local account
   if entry then
-    if not entry.checked then entry_check(entry) end
-    if entry.outcome then return entry.outcome end
+    local outcome = entry_outcome(entry)
+    if outcome then return outcome end
     account = entry.account
     if amount > 0 then
       local held = account.held

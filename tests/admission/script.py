@@ -51,7 +51,7 @@ class Script:
         knowns: dict[tuple[str, int, object, bool], Known] = {}
         asks = [_ask(call, knowns) for call in calls]
         text = batch_text(next(_numbers), epoch, beat, asks, (settled or Settled()).text())
-        arguments = [text] if now is None else [text, now]
+        arguments: list[str | int] = [text] if now is None else [text, now]
         reply: list[Any] = self._registered(keys=[WORKERS, self.book], args=arguments)
         return reply
 
@@ -66,12 +66,14 @@ class Script:
         return cast("dict[str, str]", fields)
 
     def holds(self) -> set[str]:
-        return set(self.redis.hkeys(self.book)) - {"epoch"}
+        return cast("set[str]", set(self.redis.hkeys(self.book))) - {"epoch"}
 
     def orphans(
         self, silent_ms: int, worker_id: str = "", *, now: int, cursor: str = "0", page: int = 100
-    ) -> list[str]:
-        return cast("list[str]", self.redis.eval(ORPHANS.source, 1, WORKERS, silent_ms, worker_id, cursor, page, now))
+    ) -> list[Any]:
+        return cast(
+            "list[Any]", self.redis.eval(ORPHANS.source.decode(), 1, WORKERS, silent_ms, worker_id, cursor, page, now)
+        )
 
     def close(self) -> None:
         self.redis.close()

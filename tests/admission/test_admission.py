@@ -10,7 +10,7 @@ import structlog
 from gateway.admission import Ask
 from gateway.ledger import UsageEvent
 from gateway.policy.budgets import BudgetLimit
-from gateway.policy.rules import Plan, Policy
+from gateway.policy.rules import Plan
 from gateway.policy.verdicts import PASS, BudgetExceeded, Hold, RateLimited, StoreUnavailable, Verdict
 from tests.admission.conftest import StartWorker
 from tests.admission.script import Script

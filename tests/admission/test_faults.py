@@ -11,7 +11,7 @@ import structlog
 from gateway.policy.verdicts import PASS, BudgetExceeded, Hold, Pass, StoreUnavailable
 from tests.admission.conftest import StartWorker
 from tests.admission.killable import KillableRedis, killable_redis
-from tests.admission.script import Script
+from tests.admission.script import PREFIX, Script
 from tests.admission.world import CENT, Tables, Worker, monthly, per_minute, policy
 
 DENY = policy(on_store_failure="deny")
@@ -180,7 +180,7 @@ async def test_another_redis_than_before_is_believed_only_after_seeding(
     tables.put("a", monthly(3))
     holds = await worker.ask_many("a", 2)
     with_script = Script(server.url)
-    old = {key: with_script.redis.hgetall(key) for key in with_script.redis.keys("*a:a")}
+    old = with_script.account("a")
     with_script.close()
     worker.post(*holds)
     await worker.settled()
@@ -188,8 +188,8 @@ async def test_another_redis_than_before_is_believed_only_after_seeding(
     await lost(worker)
     server.start()
     again = Script(server.url)
-    for key, fields in old.items():  # restored from a snapshot of before the calls were posted
-        again.redis.hset(key, mapping=fields | {"h": 0})
+    # Restored from a snapshot of before the calls.
+    again.redis.hset(f"{PREFIX}a:a", items=[word for field in {**old, "h": "0"}.items() for word in field])
     again.close()
     await back(worker)
     assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [Hold, BudgetExceeded]
@@ -207,9 +207,7 @@ async def test_losing_and_finding_redis_is_one_line_each_and_a_metric(worker: Wo
         await back(worker)
     assert up.value == 1
     told = [log["event"] for log in logs if log["log_level"] in ("warning", "error")]
-    assert told == ["store_lost", "store_back", "redis_replaced"] or told == [
-        "store_lost", "redis_replaced", "store_back",
-    ]  # fmt: skip
+    assert sorted(told) == ["redis_replaced", "store_back", "store_lost"]
     assert worker.metrics.counter("redis_errors_total").value >= 1
 
 

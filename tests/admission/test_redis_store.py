@@ -60,7 +60,7 @@ async def test_nobody_listening_is_said_with_the_address(free_port: int) -> None
 
 async def test_a_server_that_accepts_and_says_nothing_costs_the_time_out(server: KillableRedis) -> None:
     server.hang()
-    with pytest.raises(RedisLostError, match="no answer within 0.1 s"):
+    with pytest.raises(RedisLostError, match=r"no answer within 0\.1 s"):
         await connect(f"redis://127.0.0.1:{server.port}/1", timeout_s=0.1, lost=nobody)
 
 
@@ -104,8 +104,10 @@ async def test_what_is_not_redis_protocol_ends_the_connection() -> None:
 def certificate(tmp_path: Path) -> Path:
     made = tmp_path / "both.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(made), "-out", str(tmp_path / "cert.pem")],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", made, "-out", tmp_path / "cert.pem"),
+        ],
         check=True,
         capture_output=True,
     )

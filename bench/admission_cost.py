@@ -1,0 +1,206 @@
+"""``python -m bench.admission_cost``: microseconds of CPU that admission costs per call, in this process and in Redis.
+
+Batches of 1, 8 and 64 calls, of one account and of 10,000, each call with a monthly budget and a sliding limit, and
+settled afterwards (posted, in groups of 64, as the ledger's flushes are). ``redis-py`` is the same script call made by
+redis.asyncio instead of the gateway's own connection; docs/decisions/0002-admission-batching.md draws on both.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import redis
+import redis.asyncio
+import uvloop
+
+from gateway.accounts import Account
+from gateway.admission import Admission, Ask
+from gateway.admission_batch import batch_text
+from gateway.config.settings import Settings
+from gateway.embedded import embedded_redis
+from gateway.ledger import UsageEvent, WindowUsage
+from gateway.metrics import Metrics
+from gateway.policy.budgets import BudgetLimit
+from gateway.policy.money import MICROCENTS_MAX
+from gateway.policy.periods import Window, window_at
+from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.verdicts import Hold, Verdict
+from gateway.redis_store import ADMIT
+from gateway.tasks import Tasks
+
+CENT = 1_000_000
+BATCHES = (1, 8, 64)
+ACCOUNTS = (1, 10_000)
+POSTED_TOGETHER = 64
+LIMIT = BudgetLimit(period="monthly", hard_limit_microcents=MICROCENTS_MAX)
+RATE = RateLimit(name="minute", key="account", limit=10**9, window_ms=60_000, algorithm="sliding_window")
+POLICY = Policy(
+    name="cast", methods=frozenset(), path="/", cost=Cost(fixed_microcents=CENT), rate_limits=(RATE,),
+    on_store_failure="deny",
+)  # fmt: skip
+RULES = Rules(version="1", policies=(POLICY,), plans={"free": Plan(name="free")}, default_plan="free")
+
+
+class _Facts:
+    """Postgres costs nothing here."""
+
+    async def load(self, accounts: Sequence[Account]) -> None:
+        for account in accounts:
+            account.version, account.plan, account.limits = 1, "free", (LIMIT,)
+
+    async def seed(self, wanted: Sequence[tuple[Account, Mapping[str, Window]]]) -> Mapping[str, Mapping[str, int]]:
+        return {account.account_id: dict.fromkeys(windows, 0) for account, windows in wanted}
+
+
+class _NoLedger:
+    """Only orphans would be written there, and nobody dies."""
+
+    def append(self, _: UsageEvent) -> None:
+        raise AssertionError
+
+
+class _Meter:
+    """CPU seconds of this process and of Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url)
+
+    def now(self) -> tuple[float, float]:
+        info = cast("dict[str, float]", self._redis.info("cpu"))
+        return time.process_time(), info["used_cpu_user"] + info["used_cpu_sys"]
+
+    @contextmanager
+    def measured(self, calls: int, told: Callable[[float, float], None]) -> Iterator[None]:
+        own, redis_own = self.now()
+        yield
+        own_after, redis_after = self.now()
+        told((own_after - own) / calls * 1e6, (redis_after - redis_own) / calls * 1e6)
+
+
+async def _ask(admission: Admission, accounts: Iterator[Account], batch: int, calls: int) -> list[Hold]:
+    """``calls`` asks, ``batch`` at a time."""
+    holds: list[Hold] = []
+    lane = admission._lanes[0]
+    while len(holds) < calls:
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        last = len(holds) + batch
+
+        def done(verdict: Verdict, last: int = last, over: "asyncio.Future[None]" = over) -> None:
+            assert isinstance(verdict, Hold), verdict
+            holds.append(verdict)
+            if len(holds) == last:
+                over.set_result(None)
+
+        lane._flying = True  # the whole batch goes as one call, as it does when it gathered behind another one
+        for _ in range(batch):
+            account = next(accounts)
+            admission.ask(Ask(account, CENT, POLICY, (account.account_id,), done))
+        lane._flying = False
+        lane._send()
+        await over
+    return holds
+
+
+async def _post(admission: Admission, holds: list[Hold], window: Window) -> None:
+    for begin in range(0, len(holds), POSTED_TOGETHER):
+        group = holds[begin : begin + POSTED_TOGETHER]
+        events = [UsageEvent(hold.hold_id, hold.account_id, "cast", hold.admitted_ms, CENT, 200, "posted") for hold in group]
+        usages = [
+            WindowUsage(account_id, LIMIT.kind, window.start_ms, window.end_ms, begin + 1)
+            for account_id in {hold.account_id for hold in group}
+        ]
+        for hold in group:
+            admission.finished(hold, CENT)
+        admission.posted(events, usages)
+        lane = admission._lanes[0]
+        while lane.settled.count or lane._flying:
+            if not lane._flying:
+                lane._send()
+            await asyncio.sleep(0)
+
+
+async def _redis_py(url: str, admission: Admission, accounts: Iterator[Account], batch: int, calls: int) -> None:
+    client = redis.asyncio.Redis.from_url(url)
+    lane = admission._lanes[0]
+    keys = (lane.workers_key, f"cg:{{0}}:h:{lane.worker_id}")
+    for number in range(calls // batch):
+        asks = []
+        for _ in range(batch):
+            account = next(accounts)
+            ask = Ask(account, CENT, POLICY, (account.account_id,), lambda _: None)
+            ask.known, ask.shape = cast("Any", account.admission), next(iter(admission._shapes.values()))
+            ask.hold_id = f"{number:032x}"
+            asks.append(ask)
+        text = batch_text(-number - 1, 1 << 40, False, asks, "")
+        await cast("Any", client.evalsha(ADMIT.sha, 2, *keys, text))
+    await client.aclose()
+
+
+async def _measure(url: str, calls: int, accounts_count: int) -> None:
+    settings = Settings.model_validate(
+        {
+            "upstream": {"url": "http://127.0.0.1:1"},
+            "database": {"url": "postgresql://nobody@127.0.0.1/none"},
+            "redis": {"url": url, "timeout": "10s"},
+        }
+    )
+    tasks, metrics, meter = Tasks(), Metrics(), _Meter(url)
+    admission = Admission(
+        worker_id="bench", settings=settings, accounts=_Facts(), ledger=cast("Any", _NoLedger()), rules=lambda: RULES,
+        tasks=tasks, metrics=metrics,
+    )  # fmt: skip
+    await admission.start()
+    known = [Account(f"account-{number:06d}") for number in range(accounts_count)]
+    order = cycle(known)
+    window = window_at(LIMIT.period, LIMIT.time_zone, LIMIT.week_start, int(time.time() * 1000))
+    await _post(admission, await _warm(admission, known), window)
+
+    for batch in BATCHES:
+        figures: list[float] = []
+
+        def told(own: float, redis_own: float, figures: list[float] = figures) -> None:
+            figures.extend((own, redis_own))
+
+        count = calls // batch * batch
+        with meter.measured(count, told):
+            holds = await _ask(admission, order, batch, count)
+        with meter.measured(count, told):
+            await _post(admission, holds, window)
+        with meter.measured(count, told):
+            await _redis_py(url, admission, order, batch, count)
+        click.echo(f"{accounts_count:>8} {batch:>6}   " + "   ".join(f"{figure:>7.1f}" for figure in figures))
+    await admission.close()
+    await tasks.drain(1)
+    metrics.close()
+
+
+async def _warm(admission: Admission, accounts: list[Account]) -> list[Hold]:
+    loop = asyncio.get_running_loop()
+    futures = []
+    for account in accounts:
+        future: asyncio.Future[Verdict] = loop.create_future()
+        admission.ask(Ask(account, CENT, POLICY, (account.account_id,), future.set_result))
+        futures.append(future)
+    return [hold for hold in await asyncio.gather(*futures) if isinstance(hold, Hold)]
+
+
+@click.command()
+@click.option("--calls", default=20_000, help="Calls for each figure.")
+def main(calls: int) -> None:
+    """Print µs of CPU per call."""
+    click.echo("                       ask              settle            redis-py ask")
+    click.echo("accounts  batch    python     redis    python     redis    python     redis   µs of CPU per call")
+    with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder), ephemeral=True) as server:
+        for accounts_count in ACCOUNTS:
+            redis.Redis.from_url(server.url).flushall()
+            uvloop.run(_measure(server.url, calls, accounts_count))
+
+
+if __name__ == "__main__":
+    main()
