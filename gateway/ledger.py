@@ -25,7 +25,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import asyncpg
 import structlog
@@ -75,6 +75,22 @@ class WindowUsage(NamedTuple):
     start_ms: int
     end_ms: int
     used_microcents: int
+
+
+# Of UsageEvent's fields those whose text needs no quotes in an array literal: the id and the numbers.
+_LITERAL_COLUMNS = tuple(
+    UsageEvent._fields.index(name) for name in ("event_id", "occurred_ms", "cost_microcents", "upstream_status")
+)
+
+
+def columns_of(events: Sequence[UsageEvent]) -> list[object]:
+    """``events`` as the first parameters of record_usage."""
+    columns: list[object] = [()] * len(UsageEvent._fields)
+    if events:
+        columns[:] = zip(*events, strict=True)
+    for place in _LITERAL_COLUMNS:
+        columns[place] = f"{{{','.join(map(str, cast('tuple[object, ...]', columns[place])))}}}"
+    return columns
 
 
 def _event_ids() -> Callable[[], str]:
@@ -268,10 +284,9 @@ class Ledger:
         self._pieces += [events[middle:], events[:middle]]
 
     async def _record(self, events: Sequence[UsageEvent]) -> asyncpg.Record:
-        columns = zip(*events, strict=True) if events else ((),) * len(UsageEvent._fields)
         late_ids, late_costs = zip(*self._late_casts, strict=True) if self._late_casts else ((), ())
         row = await self._database.fetchrow(
-            QUERIES["record_usage"], *columns, self._cast_cost_sql, late_ids, late_costs
+            QUERIES["record_usage"], *columns_of(events), self._cast_cost_sql, late_ids, late_costs
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row

@@ -4,11 +4,14 @@ Precedence, tested: budgets before rate limits; among budgets PERIOD_PRECEDENCE;
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """Budget taken for one call until the ledger has it; ``hold_id`` is a UUIDv7 in hex, made before the act."""
+class Hold(NamedTuple):
+    """Budget taken for one call until the ledger has it; ``hold_id`` is a UUIDv7 in hex, made before the act.
+
+    A tuple, because one is made for every call.
+    """
 
     hold_id: str
     account_id: str

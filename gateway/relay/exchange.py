@@ -200,8 +200,12 @@ class Exchange:
             parts.append(client.forwarded_line)
         else:
             parts.append(b"X-Forwarded-For: %b, %b" % (request.forwarded_for, client.forwarded_line[17:]))
-        self._request_id = request.request_id or self._relay.new_request_id()
-        if request.request_id is None:
+        if request.request_id is not None:
+            self._request_id = request.request_id
+        else:
+            # The id of the call's ledger event, where there is one: one name for the call in every log and table.
+            hold = self._hold
+            self._request_id = self._relay.new_request_id() if hold is None else hold.hold_id.encode()
             parts.append(b"X-Request-Id: %b\r\n" % self._request_id)
         if request.chunked:
             parts.append(b"Transfer-Encoding: chunked\r\n")

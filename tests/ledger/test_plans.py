@@ -7,6 +7,7 @@ import pytest
 
 from gateway.config.settings import Ledger as LedgerSettings
 from gateway.database import QUERIES
+from gateway.ledger import columns_of
 from gateway.policy.periods import window_at
 from tests.ledger.making import NOON_MS, event
 
@@ -63,7 +64,7 @@ async def test_writing_usage_scans_no_table(large: Connection) -> None:
 
     def values(number: int) -> tuple[object, ...]:
         events = [event(f"account-{number * BATCH + one}", cast_id=cast_ids[one]) for one in range(BATCH)]
-        return (*zip(*events, strict=True), LedgerSettings().cast_cost_sql, [], [])
+        return (*columns_of(events), LedgerSettings().cast_cost_sql, [], [])
 
     assert await scans_of(large, QUERIES["record_usage"], values) == {}
 

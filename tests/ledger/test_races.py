@@ -9,7 +9,7 @@ import pytest
 
 from gateway.accounts import Accounts
 from gateway.database import QUERIES, Database
-from gateway.ledger import UsageEvent
+from gateway.ledger import UsageEvent, columns_of
 from gateway.metrics import Metrics
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import Window, window_at
@@ -32,7 +32,7 @@ def windows_at(at_ms: int, limits: Sequence[BudgetLimit]) -> dict[str, Window]:
 
 
 async def record(connection: Connection, events: Sequence[UsageEvent]) -> asyncpg.Record:
-    row = await connection.fetchrow(QUERIES["record_usage"], *zip(*events, strict=True), None, [], [])
+    row = await connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, [], [])
     assert row is not None
     return row
 
