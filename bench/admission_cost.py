@@ -88,6 +88,8 @@ async def _ask(admission: Admission, accounts: Iterator[Account], batch: int, ca
     holds: list[Hold] = []
     lane = admission._lanes[0]
     while len(holds) < calls:
+        while lane._flying:
+            await asyncio.sleep(0)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         last = len(holds) + batch
 

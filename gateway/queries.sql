@@ -24,9 +24,10 @@ SELECT castgate_seed_usage($1, $2, $3, $4, $5, $6);
 -- name: record_usage
 -- A batch of usage events as columns ($1 to $9), the operator's statement for casts ($10) or NULL, and charges of
 -- casts left over from earlier batches ($11, $12). One row comes back, its columns are described at the function.
--- Ids and numbers come as array literals: the driver would look at each element of an array several times.
+-- The events come as array literals, see ledger.columns_of.
 SELECT * FROM castgate_record_usage(
-    $1::text::uuid[], $2, $3, $4::text::bigint[], $5::text::bigint[], $6::text::smallint[], $7, $8, $9, $10, $11, $12
+    $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
 
 -- name: budgets_of_account

@@ -82,13 +82,19 @@ class RedisLink(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        reader = self._reader
-        reader.feed(data)
-        try:
-            while (reply := reader.gets()) is not False:
-                self._waiting.popleft()(reply)
-        except (hiredis.ProtocolError, IndexError) as error:
-            self._end(f"not Redis' protocol: {error}")
+        self._reader.feed(data)
+        while True:
+            try:
+                reply = self._reader.gets()
+            except hiredis.ProtocolError as error:
+                self._end(f"not Redis' protocol: {error}")
+                return
+            if reply is False:  # not complete yet
+                return
+            if not self._waiting:
+                self._end("a reply to nothing")
+                return
+            self._waiting.popleft()(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(str(exc) if exc else "connection closed by Redis")

@@ -9,7 +9,7 @@ from stripe_stub.api import Api
 from stripe_stub.delivery import Deliveries
 from stripe_stub.errors import invalid
 from stripe_stub.faults import Fault, Faults
-from stripe_stub.journal import Journal
+from stripe_stub.journal import Journal, shown
 from stripe_stub.state import Json, State, new_id, now_s
 from stripe_stub.switches import Endpoint, Switches
 from stripe_stub.versions import NEWEST, checked_version, render
@@ -155,7 +155,9 @@ class Control:
 
     async def objects(self, request: web.Request) -> web.Response:
         """All objects of a kind (`customer`, `checkout.session`, …), the newest first, in the newest form."""
-        rows = [render(row, NEWEST) for row in self._state.newest_first(request.match_info["kind"])]
+        kind = request.match_info["kind"]
+        form = shown if kind == "event" else render
+        rows = [form(row, NEWEST) for row in self._state.newest_first(kind)]
         return web.json_response({"data": rows})
 
 

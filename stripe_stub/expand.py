@@ -41,7 +41,7 @@ def _expand(at: Json, steps: Sequence[str], path: str, find: Callable[[str], Jso
 
 def leave_out(answer: Json, paths: Sequence[str]) -> None:
     """Takes away the lists that Stripe shows only where they are asked for, unless they are."""
-    things = answer["data"] if answer["object"] in {"list", "search_result"} else [answer]
+    things = answer["data"] if answer.get("object") in {"list", "search_result"} else [answer]
     asked = {path.removeprefix("data.").split(".")[0] for path in paths}
     for thing in things:
         for name in _LISTS_LEFT_OUT.get(thing.get("object", ""), set()) - asked:

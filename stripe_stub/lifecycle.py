@@ -146,7 +146,8 @@ class Lifecycle:
             if subscription["status"] == "trialing":
                 subscription["trial_end"] = now_s()
                 subscription["status"] = "active"
-            _set_period(subscription, now_s())
+            begun = subscription["items"]["data"][0]["current_period_start"]
+            _set_period(subscription, max(now_s(), begun + 1))  # a new period differs even within one second
             invoice = self._invoicing.draft(subscription, "subscription_cycle")
             subscription["latest_invoice"] = invoice["id"]
         self._invoicing.send(invoice)

@@ -1,7 +1,9 @@
 """What an answer tells about its call: the cast's id, at a JSON pointer (RFC 6901) into the body."""
 
 import json
+import re
 import zlib
+from functools import lru_cache
 
 # An id longer than this is not one, and a compressed answer may not grow beyond what a plain one may have.
 _IDENTIFIER_CHARACTERS_MAX = 128
@@ -31,12 +33,14 @@ def identifier_in(pieces: list[bytes], pointer: str) -> str | None:
 
 
 def _identifier_at(text: bytes, pointer: str) -> str | None:
+    first = _first_member(pointer).match(text)
+    if first is not None:  # the usual answer begins with its id: no need to read on
+        return first[1].decode()
     try:
-        value = json.loads(text.decode())  # as bytes it would be searched for its encoding first
+        value = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
-    for token in pointer.split("/")[1:]:
-        name = token.replace("~1", "/").replace("~0", "~")
+    for name in _names(pointer):
         if isinstance(value, dict):
             value = value.get(name)
         elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
@@ -47,3 +51,19 @@ def _identifier_at(text: bytes, pointer: str) -> str | None:
         return None
     identifier = str(value)
     return identifier if 0 < len(identifier) <= _IDENTIFIER_CHARACTERS_MAX else None
+
+
+@lru_cache(maxsize=1024)
+def _names(pointer: str) -> tuple[str, ...]:
+    return tuple(token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:])
+
+
+@lru_cache(maxsize=1024)
+def _first_member(pointer: str) -> re.Pattern[bytes]:
+    """Matches an object whose first member is the one at ``pointer``, and a string without escapes."""
+    names = _names(pointer)
+    if len(names) != 1:
+        return re.compile(rb"(?!)")  # matches nothing
+    return re.compile(
+        rb'[ \t\r\n]*\{[ \t\r\n]*"%b"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z0-9_.:-]{1,128})"' % re.escape(names[0].encode())
+    )

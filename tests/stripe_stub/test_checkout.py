@@ -109,7 +109,9 @@ async def test_a_session_without_a_customer_makes_one(stub: RunningStub, client:
 async def test_a_declined_card_leaves_the_session_open(
     stub: RunningStub, client: stripe.StripeClient, session: stripe.checkout.Session
 ) -> None:
-    async with stub.session.post(f"{stub.base_url}/_stub/checkout/{session.id}/pay", json={"card": "declined"}) as answer:
+    async with stub.session.post(
+        f"{stub.base_url}/_stub/checkout/{session.id}/pay", json={"card": "declined"}
+    ) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (402, "card_declined")
     assert (await client.v1.checkout.sessions.retrieve_async(session.id)).status == "open"
     assert (await client.v1.subscriptions.list_async({"status": "all"})).data == []

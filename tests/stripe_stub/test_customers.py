@@ -21,7 +21,9 @@ async def test_an_update_changes_only_what_it_names(client: stripe.StripeClient,
     assert changed.to_dict()["metadata"] == {"account": "42", "plan": "pro"}
 
 
-async def test_a_blank_metadata_value_takes_the_key_away(client: stripe.StripeClient, customer: stripe.Customer) -> None:
+async def test_a_blank_metadata_value_takes_the_key_away(
+    client: stripe.StripeClient, customer: stripe.Customer
+) -> None:
     changed = await client.v1.customers.update_async(customer.id, {"metadata": {"account": ""}})
     assert changed.to_dict()["metadata"] == {}
 

@@ -5,12 +5,12 @@ import stripe
 
 from tests.stripe_stub.running import RunningStub, client_of
 
-ONCE = {"idempotency_key": "once"}
+ONCE: stripe.RequestOptions = {"idempotency_key": "once"}
 
 
 async def test_the_same_request_gets_the_same_answer(stub: RunningStub, client: stripe.StripeClient) -> None:
-    first = await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)  # type: ignore[arg-type]
-    again = await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)  # type: ignore[arg-type]
+    first = await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)
+    again = await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)
     assert first.to_dict() == again.to_dict()
     assert len(await stub.objects("customer")) == 1
     assert first.last_response is not None
@@ -22,34 +22,36 @@ async def test_the_same_request_gets_the_same_answer(stub: RunningStub, client: 
 
 
 async def test_other_parameters_under_the_same_key_are_refused(client: stripe.StripeClient) -> None:
-    await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)  # type: ignore[arg-type]
+    await client.v1.customers.create_async({"email": "ann@example.com"}, ONCE)
     with pytest.raises(stripe.IdempotencyError, match="same parameters") as caught:
-        await client.v1.customers.create_async({"email": "bob@example.com"}, ONCE)  # type: ignore[arg-type]
+        await client.v1.customers.create_async({"email": "bob@example.com"}, ONCE)
     assert caught.value.http_status == 400
 
 
 async def test_another_endpoint_under_the_same_key_is_refused(client: stripe.StripeClient) -> None:
-    await client.v1.customers.create_async({}, ONCE)  # type: ignore[arg-type]
+    await client.v1.customers.create_async({}, ONCE)
     with pytest.raises(stripe.IdempotencyError, match="same endpoint"):
-        await client.v1.products.create_async({"name": "Max"}, ONCE)  # type: ignore[arg-type]
+        await client.v1.products.create_async({"name": "Max"}, ONCE)
 
 
 async def test_a_key_in_use_is_a_conflict(stub: RunningStub, client: stripe.StripeClient) -> None:
     await stub.control("PUT", "faults", [{"mode": "slow", "delay_s": 0.3, "times": 1}])
-    first = asyncio.ensure_future(client.v1.customers.create_async({}, ONCE))  # type: ignore[arg-type]  # noqa: TID251
-    while not (await stub.control("GET", "requests"))["data"]:
-        await asyncio.sleep(0)
-    with pytest.raises(stripe.APIError) as caught:
-        await client.v1.customers.create_async({}, ONCE)  # type: ignore[arg-type]
-    assert (caught.value.http_status, caught.value.code) == (409, "idempotency_key_in_use")
-    made = await first
-    assert (await client.v1.customers.create_async({}, ONCE)).id == made.id  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(client.v1.customers.create_async({}, ONCE))
+        while not (await stub.control("GET", "requests"))["data"]:
+            await asyncio.sleep(0)
+        with pytest.raises(stripe.APIError) as caught:
+            await client.v1.customers.create_async({}, ONCE)
+    assert caught.value.http_status == 409
+    assert caught.value.error is not None
+    assert caught.value.error.code == "idempotency_key_in_use"
+    assert (await client.v1.customers.create_async({}, ONCE)).id == first.result().id
 
 
 async def test_a_refusal_leaves_the_key_free(client: stripe.StripeClient) -> None:
     with pytest.raises(stripe.InvalidRequestError):
-        await client.v1.products.create_async({}, ONCE)  # type: ignore[typeddict-item, arg-type]
-    assert (await client.v1.products.create_async({"name": "Max"}, ONCE)).name == "Max"  # type: ignore[arg-type]
+        await client.v1.products.create_async({}, ONCE)  # type: ignore[typeddict-item]
+    assert (await client.v1.products.create_async({"name": "Max"}, ONCE)).name == "Max"
 
 
 async def test_the_library_tries_a_lost_answer_again_and_makes_one_customer(stub: RunningStub) -> None:
