@@ -121,10 +121,9 @@ async def _post(admission: Admission, holds: list[Hold], window: Window) -> None
             admission.finished(hold, CENT)
         admission.posted(events, usages)
         lane = admission._lanes[0]
-        while lane.settled.count or lane._flying:
-            if not lane._flying:
-                lane._send()
-            await asyncio.sleep(0)
+        if not lane._flying:
+            lane._send()
+        await lane.call("PING")
 
 
 async def _redis_py(url: str, admission: Admission, accounts: Iterator[Account], batch: int, calls: int) -> None:

@@ -309,9 +309,10 @@ class Admission:
     def posted(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         """The ledger has ``events``: their holds are over, and this is what their accounts have used since."""
         touched = set()
+        now_ms = self._lanes[0].now_ms
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
             lane = self._lane_of(account_id)
-            if end_ms > lane.now_ms:
+            if end_ms > now_ms:
                 lane.settled.use(account_id, kind, start_ms, used_microcents)
                 touched.add(lane)
         touched |= self._remove(events, posted=True)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+_json = json.JSONEncoder(separators=(",", ":")).encode
 # Per account and kind: (start_ms, used_microcents)
 Usage = dict[str, tuple[int, int]]
 
@@ -133,7 +134,7 @@ class Settled:
             for waiting, flag in ((self.posted, 1), (self.voided, 0))
             for worker_id, ids in waiting.items()
         ]
-        return json.dumps([seeds, usages, list(self.adjusts.items()), removes], separators=(",", ":"))
+        return _json([seeds, usages, list(self.adjusts.items()), removes])
 
     def _is_full(self) -> bool:
         if self.count < ITEMS_MAX:

@@ -13,14 +13,15 @@ limiters.s = {
     local ring = math.ceil(row[WINDOW] / slice_ms) + 1
     local values = redis.call('HMGET', key, 'l', 't', slice % ring)
     local newest = tonumber(values[1])
-    local state = {key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0, fresh = true}
+    local state = {key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0}
     state.total = tonumber(values[2]) or 0
+    -- The key lives for two windows and more from the first call in each window on: not each slice must say so again.
+    state.renew = not newest or math.floor(slice / ring) > math.floor(newest / ring)
     if not newest or slice - newest >= ring then  -- nothing that still counts
       state.total = 0
       state.empty = newest
     elseif slice <= newest then  -- also when the clock of a new primary is behind: its time stands still till it catches up
       state.slice = newest
-      state.fresh = false
       state.count = tonumber(slice == newest and values[3] or redis.call('HGET', key, newest % ring)) or 0
     elseif slice == newest + 1 then
       state.total = state.total - (tonumber(values[3]) or 0)
@@ -65,8 +66,6 @@ limiters.s = {
     if state.empty then redis.call('DEL', state.key) end
     if state.expired then redis.call('HDEL', state.key, unpack(state.expired)) end
     redis.call('HSET', state.key, 'l', state.slice, 't', state.total, state.slice % state.ring, state.count)
-    if state.fresh then
-      redis.call('PEXPIRE', state.key, (state.slice + state.ring + 1) * state.slice_ms - now + ttl_extra)
-    end
+    if state.renew then redis.call('PEXPIRE', state.key, 2 * (state.ring + 1) * state.slice_ms + ttl_extra) end
   end,
 }

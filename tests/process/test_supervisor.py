@@ -82,7 +82,10 @@ async def test_a_killed_worker_is_replaced_and_its_counts_stay(config: Path) -> 
         assert await served.metric(REQUESTS) == 2
         assert await served.metric('castgate_worker_restarts_total{reason="signal"}') == 1
         [folder] = runtime_folders(config.parent)
-        assert sorted(path.name for path in folder.glob("*.metrics")) == ["supervisor.0.v1.metrics", "worker-0.0.v1.metrics"]
+        assert sorted(path.name for path in folder.glob("*.metrics")) == [
+            "supervisor.0.v1.metrics",
+            "worker-0.0.v1.metrics",
+        ]
 
 
 async def test_while_a_worker_is_replaced_the_gateway_is_degraded_not_down(config: Path) -> None:

@@ -48,7 +48,7 @@ async def test_an_address_that_is_not_known_is_a_404(stub: RunningStub) -> None:
 
 async def test_an_unknown_parameter_is_refused_by_name(client: stripe.StripeClient) -> None:
     with pytest.raises(stripe.InvalidRequestError, match="Received unknown parameter: colour") as caught:
-        await client.v1.customers.create_async({"colour": "red"})  # type: ignore[typeddict-unknown-key]
+        await client.v1.customers.create_async({"colour": "red"})  # type: ignore[arg-type]
     assert caught.value.param == "colour"
 
 

@@ -101,7 +101,7 @@ async def test_a_paid_session_completes_with_a_subscription(
 
 
 async def test_a_session_without_a_customer_makes_one(stub: RunningStub, client: stripe.StripeClient) -> None:
-    session = await client.v1.checkout.sessions.create_async({**GOOD, "customer_email": "bob@example.com"})  # type: ignore[typeddict-item]
+    session = await client.v1.checkout.sessions.create_async({**GOOD, "customer_email": "bob@example.com"})  # type: ignore[arg-type]
     paid = await stub.control("POST", f"checkout/{session.id}/pay")
     assert (await client.v1.customers.retrieve_async(paid["customer"])).email == "bob@example.com"
 
@@ -164,7 +164,7 @@ async def test_an_expired_session_cannot_be_paid(
 
 
 async def test_a_trial_needs_no_payment(stub: RunningStub, client: stripe.StripeClient) -> None:
-    session = await client.v1.checkout.sessions.create_async({**GOOD, "subscription_data": {"trial_period_days": 7}})  # type: ignore[typeddict-item]
+    session = await client.v1.checkout.sessions.create_async({**GOOD, "subscription_data": {"trial_period_days": 7}})  # type: ignore[arg-type]
     paid = await stub.control("POST", f"checkout/{session.id}/pay")
     assert paid["payment_status"] == "no_payment_required"
     subscription = await client.v1.subscriptions.retrieve_async(paid["subscription"])

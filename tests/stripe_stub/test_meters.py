@@ -36,5 +36,5 @@ async def test_a_meter_event_that_cannot_be_is_refused(
 ) -> None:
     good = {"event_name": "casts", "payload": {"stripe_customer_id": "cus_1", "value": "1"}}
     with pytest.raises(stripe.InvalidRequestError) as caught:
-        await client.v1.billing.meter_events.create_async({**good, **change})  # type: ignore[arg-type]
+        await client.v1.billing.meter_events.create_async({**good, **change})  # type: ignore[typeddict-item]
     assert caught.value.code == code

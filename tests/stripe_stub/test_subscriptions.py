@@ -58,7 +58,7 @@ async def test_an_item_that_is_not_there_is_not_changed(
     client: stripe.StripeClient, subscription: stripe.Subscription, row: dict[str, str]
 ) -> None:
     with pytest.raises(stripe.InvalidRequestError, match="No such subscription item"):
-        await client.v1.subscriptions.update_async(subscription.id, {"items": [row]})  # type: ignore[list-item]
+        await client.v1.subscriptions.update_async(subscription.id, {"items": [row]})  # type: ignore[arg-type]
 
 
 async def test_a_cancelled_subscription_is_deleted(
