@@ -26,6 +26,7 @@ import httptools
 
 from gateway.policy import answers
 from gateway.relay.exchange import Exchange
+from gateway.relay.heads import OTHER
 from gateway.relay.request import Request
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self.address = peername[0].encode() if isinstance(peername, tuple) else b"unknown"
         self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % self.address
         self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
-        self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+        self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
         if not self._relay.opened(self):
             self.refuse(answers.error(503, "overloaded", "Too many connections are open.", retry_after_s=1))
 
@@ -106,7 +107,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.phase == IDLE:
             self.phase = HEAD
-            self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+            self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
         self._feed(data)
         self._advance()
 
@@ -147,20 +148,22 @@ class ClientConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         if not self._skipping_head:
-            request = cast(Request, self._incoming)
+            request = self._incoming
+            assert request is not None
             request.target += url
             request.head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._skipping_head:
             return
-        request = cast(Request, self._incoming)
+        request = self._incoming
+        assert request is not None
         request.head_bytes += len(name) + len(value) + 4
         if request.method:  # the head is complete: a trailer
             request.trailers.append(b"%b: %b\r\n" % (name, value))
             return
-        field = self._fields.get(name.lower())
-        if field is None:
+        field = self._fields[name]
+        if field == OTHER:
             request.lines.append(b"%b: %b\r\n" % (name, value))
         else:
             request.take_field(field, name, value)
@@ -169,7 +172,8 @@ class ClientConnection(asyncio.Protocol):
         if self._skipping_head:
             self._skipping_head = False
             return
-        request = cast(Request, self._incoming)
+        request = self._incoming
+        assert request is not None
         parser = self._parser
         request.method = parser.get_method()
         request.http_1_0 = parser.get_http_version() == "1.0"
@@ -178,7 +182,8 @@ class ClientConnection(asyncio.Protocol):
         self._requests.append(request)
 
     def on_body(self, body: bytes) -> None:
-        request = cast(Request, self._incoming)
+        request = self._incoming
+        assert request is not None
         request.body.append(body)
         request.body_bytes += len(body)
 
@@ -288,10 +293,10 @@ class ClientConnection(asyncio.Protocol):
         self.resume_reading()
         if self._incoming is None and not self._head_bytes:
             self.phase = IDLE
-            self.deadline = self._relay.now() + self._relay.limits.keepalive_timeout_s
+            self.deadline = self._relay.clock_s + self._relay.limits.keepalive_timeout_s
         elif self.phase == BUSY:
             self.phase = HEAD
-            self.deadline = self._relay.now() + self._relay.limits.header_timeout_s
+            self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
 
     def _hold_back(self, data: bytes) -> None:
         """Bytes that follow a request for an upgrade, until it is known whose they are."""
@@ -301,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _after_requests(self, data: bytes) -> None:
         if self.phase == TUNNEL and self.peer is not None:
-            self.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+            self.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
             self.peer.write(data)
         elif self.phase == LINGERING:
             self._discarded_bytes += len(data)
@@ -326,7 +331,8 @@ class ClientConnection(asyncio.Protocol):
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is written in full. Next request, or the end of the connection."""
-        exchange = cast(Exchange, self.exchange)
+        exchange = self.exchange
+        assert exchange is not None
         self.exchange = None
         if self.phase == CLOSED:
             return
@@ -349,11 +355,11 @@ class ClientConnection(asyncio.Protocol):
         self._requests.clear()
         if not linger:
             self.phase = LINGERING
-            self.deadline = self._relay.now() + _LINGER_TIMEOUT_S
+            self.deadline = self._relay.clock_s + _LINGER_TIMEOUT_S
             self.transport.close()
             return
         self.phase = LINGERING
-        self.deadline = self._relay.now() + _LINGER_TIMEOUT_S
+        self.deadline = self._relay.clock_s + _LINGER_TIMEOUT_S
         self.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -365,7 +371,7 @@ class ClientConnection(asyncio.Protocol):
         self.phase = TUNNEL
         self.peer = peer
         self.exchange = None
-        self.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+        self.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
         rest, self._unparsed = self._unparsed or b"", None
         self.resume_reading()
         return rest

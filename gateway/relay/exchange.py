@@ -175,7 +175,7 @@ class Exchange:
     def _forward(self, pool: "Pool") -> None:
         self._state = CONNECTING
         self._pool = pool
-        self._client.deadline = self._relay.now() + self._relay.limits.connect_timeout_s
+        self._client.deadline = self._relay.clock_s + self._relay.limits.connect_timeout_s
         pool.acquire(self)
 
     def connected(self, upstream: "UpstreamConnection") -> None:
@@ -184,7 +184,7 @@ class Exchange:
         assert pool is not None
         self._state = SENT
         self.upstream = upstream
-        client.deadline = self._relay.now() + self._relay.limits.first_byte_timeout_s
+        client.deadline = self._relay.clock_s + self._relay.limits.first_byte_timeout_s
         upstream.start(self)
         if not client.writable:
             upstream.pause_reading()
@@ -239,7 +239,7 @@ class Exchange:
             if parts:
                 upstream.write(b"".join(parts))
                 if self._state == SENT:
-                    self._client.deadline = self._relay.now() + (
+                    self._client.deadline = self._relay.clock_s + (
                         self._relay.limits.first_byte_timeout_s
                         if request.complete
                         else self._relay.limits.body_stall_timeout_s
@@ -289,7 +289,7 @@ class Exchange:
         if upstream.head_done:
             self._state = ANSWERING
             self._status = upstream.status
-        client.deadline = self._relay.now() + self._relay.limits.idle_timeout_s
+        client.deadline = self._relay.clock_s + self._relay.limits.idle_timeout_s
         data = upstream.take()
         if data and not self._abandoned:
             client.write(data)
@@ -489,15 +489,15 @@ class Exchange:
             cast_id = identifier_in(self._captured, policy.cast_id_pointer)
         self._relay.ledger.append(
             UsageEvent(
-                event_id=event_id,
-                account_id=account.account_id,
-                policy=policy.name,
-                occurred_ms=occurred_ms,
-                cost_microcents=charge,
-                upstream_status=max(status, 0),
-                outcome="posted",
-                cast_id=cast_id,
-                request_id=self._request_id.decode("latin-1")[:128],
+                event_id,
+                account.account_id,
+                policy.name,
+                occurred_ms,
+                charge,
+                max(status, rules.NEVER_ANSWERED),
+                "posted",
+                cast_id,
+                self._request_id.decode("latin-1"),
             )
         )
 

@@ -3,7 +3,7 @@
 Field lines keep their order and spelling; only hop-by-hop fields are taken out, and the gateway's own are added.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # What the relay itself looks at; every other field passes unread. Lower-case name -> what it is.
 (
@@ -21,7 +21,11 @@ from collections.abc import Iterable
     FORWARDED_PROTO,
     FORWARDED_HOST,
     REQUEST_ID,
-) = range(14)
+    OTHER,
+) = range(15)
+
+_SPELLINGS_MAX = 1000
+_SPELLING_BYTES_MAX = 64
 
 _ALWAYS_HOP_BY_HOP = {b"keep-alive": HOP_BY_HOP, b"proxy-connection": HOP_BY_HOP, b"te": HOP_BY_HOP}
 
@@ -41,22 +45,41 @@ _REQUEST_FIELDS = {
 }
 
 
-def request_fields(key_field: str, alternative_field: str | None) -> dict[bytes, int]:
+class Fields(dict[bytes, int]):
+    """What a field is, by its name in any spelling; OTHER where the relay passes it unread.
+
+    Spellings that were met are kept, up to a bound: most clients spell alike, and a look-up is all that costs.
+    """
+
+    def __init__(self, known: Mapping[bytes, int]) -> None:
+        super().__init__(known)
+        self._known = known
+
+    def __missing__(self, name: bytes) -> int:
+        field = self._known.get(name.lower(), OTHER)
+        if len(self) < _SPELLINGS_MAX and len(name) <= _SPELLING_BYTES_MAX:
+            self[name] = field
+        return field
+
+
+def request_fields(key_field: str, alternative_field: str | None) -> Fields:
     """What each request field is, given the names of the fields that carry an API key."""
     fields = dict(_REQUEST_FIELDS)
     if alternative_field is not None:
         fields[alternative_field.lower().encode()] = API_KEY
     fields[key_field.lower().encode()] = AUTHORIZATION
-    return fields
+    return Fields(fields)
 
 
-RESPONSE_FIELDS: dict[bytes, int] = {
-    b"content-length": CONTENT_LENGTH,
-    b"transfer-encoding": TRANSFER_ENCODING,
-    b"connection": CONNECTION,
-    b"upgrade": UPGRADE,
-    **_ALWAYS_HOP_BY_HOP,
-}
+RESPONSE_FIELDS = Fields(
+    {
+        b"content-length": CONTENT_LENGTH,
+        b"transfer-encoding": TRANSFER_ENCODING,
+        b"connection": CONNECTION,
+        b"upgrade": UPGRADE,
+        **_ALWAYS_HOP_BY_HOP,
+    }
+)
 
 # A sender may not take these away from the next hop by naming them in Connection: they say where a message goes, and
 # where it ends.

@@ -13,6 +13,7 @@ from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import Policy, Rules
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
+from gateway.relay.heads import Fields
 from gateway.relay.request import Request
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from gateway.relay.upstream import Pool
     from gateway.tasks import Tasks
 
-# Deadlines are looked at this often: a time-out is late by at most this much, and no request pays for a timer.
+# Deadlines are looked at this often, and counted from the next look: a time-out is never early, and late by at most two
+# ticks; no request pays for a timer.
 TICK_S = 0.25
 # A client that is between two requests when the worker begins to drain gets this long to send the next one and be
 # told, with the answer, that the connection ends.
@@ -66,7 +68,7 @@ class Relay:
         metrics: "Metrics",
         tasks: "Tasks",
         hosted_paths: frozenset[bytes],
-        request_fields: dict[bytes, int],
+        request_fields: Fields,
         new_event_id: Callable[[], str],
     ) -> None:
         self.limits = limits
@@ -84,6 +86,8 @@ class Relay:
         self._connections: set[ClientConnection] = set()
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
+        # Loop time when the next tick is due: what deadlines are counted from, since reading it is free.
+        self.clock_s = self.now() + TICK_S
         self._request_prefix = os.urandom(8).hex().encode()
         self._requests_begun = 0
         self.counters = Counters(metrics)
@@ -114,6 +118,7 @@ class Relay:
 
     def tick(self) -> None:
         now = self.now()
+        self.clock_s = now + TICK_S
         for connection in [late for late in self._connections if late.deadline < now]:
             connection.timed_out()
         for exchange in [late for late in self.abandoned if late.deadline < now]:

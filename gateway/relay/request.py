@@ -64,24 +64,6 @@ class Request:
 
     def take_field(self, field: int, name: bytes, value: bytes) -> None:
         """A field that the relay looks at: ``field`` is one of heads' constants."""
-        if field == heads.CONNECTION:
-            self.connection_options += heads.connection_tokens(value)
-            return
-        if field == heads.TRANSFER_ENCODING:
-            self.chunked = True
-            if value.strip().lower() != b"chunked":
-                self.refusal = answers.error(
-                    501,
-                    "invalid_request",
-                    "This transfer coding is not supported.",
-                    details=f"found Transfer-Encoding: {value[:64].decode('latin-1')!r}, expected chunked",
-                )
-            return
-        if field == heads.UPGRADE:
-            self.upgrade = value
-            return
-        if field == heads.HOP_BY_HOP:
-            return
         if field == heads.HOST:
             self.host = value
             self.hosts += 1
@@ -95,6 +77,13 @@ class Request:
             self.api_key = value
         elif field == heads.COOKIE:
             self.cookie = value if self.cookie is None else self.cookie + b"; " + value
+        elif field == heads.FORWARDED_FOR:
+            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+            return
+        elif field in (heads.FORWARDED_PROTO, heads.FORWARDED_HOST):
+            return  # the client's claim; the gateway writes its own
+        elif field == heads.REQUEST_ID:
+            self.request_id = value
         elif field == heads.EXPECT:
             self.expects_continue = True
             if value.lower() != b"100-continue":
@@ -104,11 +93,23 @@ class Request:
                     "This expectation cannot be met.",
                     details=f"found Expect: {value[:64].decode('latin-1')!r}, expected 100-continue",
                 )
-        elif field == heads.FORWARDED_FOR:
-            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+        else:
+            self._take_hop_by_hop(field, value)
             return
-        elif field in (heads.FORWARDED_PROTO, heads.FORWARDED_HOST):
-            return  # the client's claim; the gateway writes its own
-        elif field == heads.REQUEST_ID:
-            self.request_id = value
         self.lines.append(b"%b: %b\r\n" % (name, value))
+
+    def _take_hop_by_hop(self, field: int, value: bytes) -> None:
+        """A field that ends here: the next hop gets its own, where it needs one."""
+        if field == heads.CONNECTION:
+            self.connection_options += heads.connection_tokens(value)
+        elif field == heads.UPGRADE:
+            self.upgrade = value
+        elif field == heads.TRANSFER_ENCODING:
+            self.chunked = True
+            if value.strip().lower() != b"chunked":
+                self.refusal = answers.error(
+                    501,
+                    "invalid_request",
+                    "This transfer coding is not supported.",
+                    details=f"found Transfer-Encoding: {value[:64].decode('latin-1')!r}, expected chunked",
+                )

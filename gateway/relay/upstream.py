@@ -167,8 +167,8 @@ class UpstreamConnection(asyncio.Protocol):
             if self._chunk_framing and not self._interim:
                 self._lines.append(b"%b: %b\r\n" % (name, value))  # a trailer
             return
-        field = heads.RESPONSE_FIELDS.get(name.lower())
-        if field is None:
+        field = heads.RESPONSE_FIELDS[name]
+        if field == heads.OTHER:
             self._lines.append(b"%b: %b\r\n" % (name, value))
         elif field == heads.CONTENT_LENGTH:
             self._has_length = True
@@ -186,7 +186,8 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self.complete:
             return
-        exchange = cast("Exchange", self.exchange)
+        exchange = self.exchange
+        assert exchange is not None
         status = self._parser.get_status_code()
         if status < 200 and status != 101:
             self._interim = True
@@ -223,7 +224,9 @@ class UpstreamConnection(asyncio.Protocol):
         if self.complete:
             self._unusable = True  # a body where there is none
             return
-        cast("Exchange", self.exchange).capture(body)
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.capture(body)
         self._out.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunk_framing else body)
 
     def on_message_complete(self) -> None:
@@ -280,8 +283,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.peer = peer
 
     def _relay_tunnel(self, data: bytes) -> None:
-        peer = cast("ClientConnection", self.peer)
-        peer.deadline = self._relay.now() + self._relay.limits.tunnel_idle_timeout_s
+        peer = self.peer
+        assert peer is not None
+        peer.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
         peer.write(data)
 
     def half_close(self) -> None:
@@ -320,10 +324,10 @@ class Pool:
 
         ``exchange.connect_failed`` says that none could be made; ``exchange.overloaded`` that too many wait already.
         """
-        oldest = self._relay.now() - self._keepalive_idle_s
+        oldest = self._relay.clock_s - self._keepalive_idle_s
         while self._idle:
             connection = self._idle.pop()
-            if connection.open and connection.idle_since >= oldest and not connection.transport.is_closing():
+            if connection.open and connection.idle_since >= oldest:
                 exchange.connected(connection)
                 return
             connection.close()
@@ -363,7 +367,7 @@ class Pool:
             if not exchange.finished:
                 exchange.connected(connection)
                 return
-        connection.idle_since = self._relay.now()
+        connection.idle_since = self._relay.clock_s
         self._idle.append(connection)
 
     def release(self, connection: UpstreamConnection) -> None:
@@ -383,7 +387,7 @@ class Pool:
 
     def close_old(self) -> None:
         """Closes what has idled too long; called from ``Relay.tick``."""
-        oldest = self._relay.now() - self._keepalive_idle_s
+        oldest = self._relay.clock_s - self._keepalive_idle_s
         for connection in [idle for idle in self._idle if idle.idle_since < oldest]:
             self._idle.remove(connection)
             connection.close()
