@@ -85,34 +85,40 @@ class _Meter:
 
 async def _ask(admission: Admission, accounts: Iterator[Account], batch: int, calls: int) -> list[Hold]:
     """``calls`` asks, ``batch`` at a time."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
     holds: list[Hold] = []
     lane = admission._lanes[0]
-    while len(holds) < calls:
-        while lane._flying:
-            await asyncio.sleep(0)
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        last = len(holds) + batch
 
-        def done(verdict: Verdict, last: int = last, over: "asyncio.Future[None]" = over) -> None:
-            assert isinstance(verdict, Hold), verdict
-            holds.append(verdict)
-            if len(holds) == last:
-                over.set_result(None)
+    def done(verdict: Verdict) -> None:
+        assert isinstance(verdict, Hold), verdict
+        holds.append(verdict)
+        if len(holds) >= calls:
+            over.set_result(None)
+        elif len(holds) % batch == 0:
+            loop.call_soon(go)
 
+    def go() -> None:
+        waits = lane._flying  # for a heartbeat
         lane._flying = True  # the whole batch goes as one call, as it does when it gathered behind another one
         for _ in range(batch):
             account = next(accounts)
             admission.ask(Ask(account, CENT, POLICY, (account.account_id,), done))
-        lane._flying = False
-        lane._send()
-        await over
+        if not waits:
+            lane._flying = False
+            lane._send()
+
+    go()
+    await over
     return holds
 
 
 async def _post(admission: Admission, holds: list[Hold], window: Window) -> None:
     for begin in range(0, len(holds), POSTED_TOGETHER):
         group = holds[begin : begin + POSTED_TOGETHER]
-        events = [UsageEvent(hold.hold_id, hold.account_id, "cast", hold.admitted_ms, CENT, 200, "posted") for hold in group]
+        events = [
+            UsageEvent(hold.hold_id, hold.account_id, "cast", hold.admitted_ms, CENT, 200, "posted") for hold in group
+        ]
         usages = [
             WindowUsage(account_id, LIMIT.kind, window.start_ms, window.end_ms, begin + 1)
             for account_id in {hold.account_id for hold in group}

@@ -27,6 +27,7 @@ from gateway.admission_lane import UP, Lane
 from gateway.admission_orphans import CHARGE, Orphans
 from gateway.admission_refresh import Facts, Refresh
 from gateway.admission_settle import Seed
+from gateway.breaker import announcer
 from gateway.ledger import UsageEvent, WindowUsage, event_id
 from gateway.policy.periods import FOREVER_MS
 from gateway.policy.rules import Rules
@@ -96,6 +97,7 @@ class Admission:
         self._tasks = tasks
         self._connect_timeout_s = settings.redis.connect_timeout_s
         self._loop = asyncio.get_running_loop()
+        announce = announcer("redis", metrics)
         self._lanes = [
             Lane(
                 partition,
@@ -107,6 +109,7 @@ class Admission:
                 queue_max=ASKS_MAX,
                 tasks=tasks,
                 metrics=metrics,
+                announce=announce,
                 answered=self._answered,
                 unanswered=self._unanswered,
                 test_clock_ms=test_clock_ms,

@@ -24,7 +24,7 @@ import structlog
 
 from gateway.admission_batch import Ask, batch_text
 from gateway.admission_settle import Settled
-from gateway.breaker import Breaker, announcer
+from gateway.breaker import Breaker
 from gateway.redis_store import ADMIT, FACTS, ORPHANS, RedisLink, RedisLostError, Reply, connect, encoded
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Lane:
         queue_max: int,
         tasks: "Tasks",
         metrics: "Metrics",
+        announce: Callable[[str, str, str], None],
         answered: Callable[["Lane", list[Ask], list[Reply]], None],
         unanswered: Callable[[list[Ask], bool], None],
         test_clock_ms: Callable[[], int] | None = None,
@@ -70,7 +71,7 @@ class Lane:
         self.worker_id = worker_id
         self.state = DOWN
         self.settled = Settled()
-        self.breaker = Breaker(clock=time.monotonic, changed=announcer("redis", metrics))
+        self.breaker = Breaker(clock=time.monotonic, changed=announce)
         # Rises when Redis is not the process it was: what it knows may be older than what it knew.
         self.generation = 0
         self.up_since_s = 0.0
@@ -355,7 +356,7 @@ class Lane:
     async def raise_version(self, account_id: str, version: int) -> bool:
         """Make the facts' version known to all workers. False where Redis is away; it is told when it is back."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._connect_timeout_s):
                 await self._raise_version(self._open_link(), account_id, version)
                 return True
         except (RedisLostError, TimeoutError):

@@ -100,16 +100,23 @@ class Breaker:
 
 
 def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]:
-    """For ``Breaker(changed=…)``: one line in the log and the metrics when ``store`` is lost, and when it is back."""
+    """For ``Breaker(changed=…)``: one line in the log and the metrics when ``store`` is lost, and when it is back.
+
+    Where breakers share one, the metric says that the store is up only while all of them are closed.
+    """
     up = metrics.gauge("castgate_store_up", store=store)
     up.set(1)
+    lost = 0
 
     def changed(before: str, after: str, reason: str) -> None:
+        nonlocal lost
         if before == CLOSED:
+            lost += 1
             up.set(0)
             _log.warning("store_lost", store=store, reason=reason)
         elif after == CLOSED:
-            up.set(1)
+            lost -= 1
+            up.set(lost == 0)
             _log.warning("store_back", store=store)
         elif after == OPEN:
             _log.debug("store_still_lost", store=store, reason=reason)

@@ -318,6 +318,7 @@ class Supervisor:
         await self._deciding.drain(0.0)
         for slot in self._slots:
             # What connects from here on goes to no queue that nobody reads; workers still take what waits in theirs.
+            slot.listener.listen(0)
             slot.listener.close()
         await self._end(self._processes)
         await self._attending.drain(TERMINATE_WAIT_S)

@@ -42,7 +42,7 @@ _HOSTED_CONNECTIONS_MAX = 64
 _HOSTED_IDLE_S = 60.0
 # Calls that may wait for an upstream connection before the rest is told to come back later.
 _WAITING_MAX = 10_000
-# Before it closes its socket a stopping worker takes what waits in the queue: nobody else would answer it.
+# How long a stopping worker goes on accepting what waits in its queue.
 _LAST_ACCEPTS_S = 0.05
 
 

@@ -79,6 +79,8 @@ def running_gateway(
         "RATE_LIMIT_PER_MINUTE": "1000000",
         "METRICS_PUBLIC": "true",
         "LOG_FORMAT": "json",
+        # On a busy machine Redis may be kept waiting for longer than a gateway would wait for it.
+        "REDIS_TIMEOUT": "5s",
         **(environ or {}),
     }
     process = subprocess.Popen(

@@ -72,7 +72,7 @@ local function decide(entry, amount, hold_id, shape, values, weight)
     limit_take(states[i], row, weight, hold_id)
     if row[1] == 'c' then
       slots = slots or {}
-      slots[#slots + 1] = states[i].name
+      slots[#slots + 1] = string.sub(states[i].key, #prefix + 1)
     end
   end
   if hold_id ~= '' then

@@ -13,23 +13,22 @@ local limit_states = {}
 local limits_taken = {}
 
 local function limit_load(row, value)
-  local name = row[KEY] .. value
-  local state = limit_states[name]
+  local key = prefix .. row[KEY] .. value
+  local state = limit_states[key]
   if not state then
-    state = limiters[row[1]].load(prefix .. name, row)
-    state.name = name
-    limit_states[name] = state
+    state = limiters[row[1]].load(key, row)
+    limit_states[key] = state
   end
   return state
 end
 
 local function limit_take(state, row, weight, hold_id)
-  if not state.taken then
-    state.taken = true
-    state.store = limiters[row[1]].store
+  local limiter = limiters[row[1]]
+  if not state.store then
+    state.store = limiter.store
     limits_taken[#limits_taken + 1] = state
   end
-  limiters[row[1]].take(state, row, weight, hold_id)
+  limiter.take(state, row, weight, hold_id)
 end
 
 local function limits_store()

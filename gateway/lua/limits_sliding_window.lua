@@ -13,8 +13,10 @@ limiters.s = {
     local ring = math.ceil(row[WINDOW] / slice_ms) + 1
     local values = redis.call('HMGET', key, 'l', 't', slice % ring)
     local newest = tonumber(values[1])
-    local state = {key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0}
-    state.total = tonumber(values[2]) or 0
+    local state = {  -- all fields at once: a table that grows is copied each time
+      key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0, total = tonumber(values[2]) or 0,
+      renew = false, empty = false, expired = false, older = false, store = false,
+    }
     -- The key lives for two windows and more from the first call in each window on: not each slice must say so again.
     state.renew = not newest or math.floor(slice / ring) > math.floor(newest / ring)
     if not newest or slice - newest >= ring then  -- nothing that still counts

@@ -110,3 +110,17 @@ def test_losing_and_finding_a_store_is_logged_once_each_and_shown_by_the_metric(
     told = [(log["event"], log.get("reason")) for log in logs if log["log_level"] == "warning"]
     assert told == [("store_lost", "refused"), ("store_back", None)]
     metrics.close()
+
+
+def test_a_store_of_several_parts_is_up_when_all_of_them_are() -> None:
+    metrics, clock = Metrics(), Clock()
+    changed = announcer("redis", metrics)
+    one, two = (Breaker(clock=clock, changed=changed, pause_s=1.0) for _ in range(2))
+    one.failed()
+    two.failed()
+    clock.now_s += 1
+    for breaker, up in ((one, 0), (two, 1)):
+        assert breaker.allows()
+        breaker.succeeded()
+        assert metrics.gauge("castgate_store_up", store="redis").value == up
+    metrics.close()
