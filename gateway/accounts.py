@@ -33,6 +33,7 @@ import structlog
 
 from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
+from gateway.policy.periods import time_zone_names
 from gateway.policy.rules import Rules
 
 if TYPE_CHECKING:
@@ -216,11 +217,20 @@ def _own_limits(budgets: str | None) -> tuple[BudgetLimit, ...]:
         BudgetLimit(
             period=period,
             hard_limit_microcents=hard_limit_microcents,
-            time_zone=time_zone,
+            time_zone=_known_zone(time_zone),
             week_start=week_start if period == "weekly" else 1,
         )
         for period, hard_limit_microcents, time_zone, week_start in json.loads(budgets)
     )
+
+
+@lru_cache(maxsize=4096)
+def _known_zone(name: str) -> str:
+    """The zone, or UTC where this machine does not know it: a budget must go on to hold."""
+    if name in time_zone_names():
+        return name
+    _log.error("time_zone_unknown", time_zone=name, instead="UTC")
+    return "UTC"
 
 
 @lru_cache(maxsize=4096)

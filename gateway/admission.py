@@ -55,7 +55,7 @@ _BUDGET, _RATE, _STALE, _COLD, _OUTSIDE = 1, 2, 3, 4, 5
 _OUTCOMES = {_BUDGET: "budget", _RATE: "rate", _STALE: "stale", _COLD: "cold", _OUTSIDE: "window"}
 
 # An ask is sent again when more is known; a healthy one needs at most three: load, seed, and a change in between.
-RETRIES_MAX = 8
+RETRIES_MAX = 20
 # Asks that wait in a worker: as many as it has connections by default, each of which waits for at most one.
 ASKS_MAX = 20_000
 # Policies times plans that are kept as text; far more than anybody has.
@@ -246,7 +246,9 @@ class Admission:
         elif account.admission is not known:  # more was learnt meanwhile, for another ask
             self._again(ask)
         elif code == _STALE:
-            self._refresh.load(ask, account, stale=True)
+            # Not counted as a retry: each brings newer facts, and facts that change fast are followed while they do.
+            ask.retries -= 1
+            self._refresh.load(ask, account, at_least=outcome[1])
         elif code == _COLD:
             self._refresh.seed(ask, account)
         else:
@@ -294,6 +296,7 @@ class Admission:
         lane = self._open.pop(hold.hold_id, None)
         self._slotted.discard(hold.hold_id)
         if lane is not None:
+            self._holds_open.set(len(self._open))
             self._settled["voided"].add()
             lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
             lane.settle_soon()
@@ -346,6 +349,7 @@ class Admission:
                 lane.settled.remove(self._worker_id, hold_ids, posted=posted)
                 self._settled["posted" if posted else "voided"].add(len(hold_ids))
         self._settled["expired"].add(expired)
+        self._holds_open.set(len(self._open))
         return set(by_lane)
 
     # --- facts and budgets

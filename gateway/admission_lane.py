@@ -39,6 +39,8 @@ HEARTBEAT_S = 0.5
 SETTLE_DELAY_S = 0.002
 # When the time-out is over, replies that came while this process was busy are read first.
 GRACE_S = 0.005
+# A version without windows is kept for longer than any seed that was read before it can be on its way.
+FACTS_TTL_MS = 86_400_000
 # Changes of facts that could not be told to Redis; more would be accounts that other workers know by their old facts
 # until they read them again.
 VERSIONS_MAX = 10_000
@@ -367,7 +369,7 @@ class Lane:
             return False
 
     async def _raise_version(self, link: RedisLink, account_id: str, version: int) -> None:
-        await link.call("EVAL", FACTS.source, 1, self.account_key(account_id), version)
+        await link.call("EVAL", FACTS.source, 1, self.account_key(account_id), version, FACTS_TTL_MS)
 
     async def _tell_versions(self, link: RedisLink) -> None:
         for account_id, version in list(self._versions.items()):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import asyncpg
 import structlog
 
+from gateway.accounts import NOT_LOADED
 from gateway.admission_batch import Ask, Known, windows_at
 from gateway.admission_settle import Seed
 from gateway.database import StoreError
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 # Accounts read together; Accounts splits what is too much for one statement.
 ACCOUNTS_MAX = 2000
-# After STALE an account is loaded; so often in one ask's life, and Postgres, the truth, is behind what Redis knows.
-STALE_MAX = 2
 # While Postgres is away: how long a window that began meanwhile is trusted to begin with nothing used.
 ROLLING_S = 1.0
 
@@ -40,7 +39,7 @@ class Facts(Protocol):
 
 
 class _Waiting:
-    __slots__ = ("account", "asks", "exactly", "lane", "seed")
+    __slots__ = ("account", "asks", "at_least", "exactly", "lane", "seed")
 
     def __init__(self, account: "Account", lane: "Lane") -> None:
         self.account = account
@@ -48,6 +47,7 @@ class _Waiting:
         self.asks: list[Ask] = []
         self.seed = False
         self.exactly = False
+        self.at_least = NOT_LOADED
 
 
 class Refresh:
@@ -69,13 +69,10 @@ class Refresh:
         self._waiting: dict[Account, _Waiting] = {}
         self._running = False
 
-    def load(self, ask: Ask, account: "Account", *, stale: bool = False) -> None:
-        """The facts are not known, or older than those Redis knows."""
+    def load(self, ask: Ask, account: "Account", *, at_least: int = NOT_LOADED) -> None:
+        """The facts are not known, or older than those Redis knows, which are of version ``at_least``."""
         waiting = self._enter(ask, account)
-        if stale and ask.retries > STALE_MAX:
-            # What was loaded after Redis knew the newer version is still older: the ledger was restored or replaced.
-            _log.warning("ledger_behind_redis", account=account.account_id, version=account.version)
-            waiting.seed = waiting.exactly = True
+        waiting.at_least = max(waiting.at_least, at_least)
 
     def seed(self, ask: Ask, account: "Account") -> None:
         """Redis does not know what was used."""
@@ -92,6 +89,7 @@ class Refresh:
         return waiting
 
     async def _run(self) -> None:
+        batch: list[_Waiting] = []
         try:
             while self._waiting:
                 batch = [self._waiting.pop(account) for account in list(self._waiting)[:ACCOUNTS_MAX]]
@@ -100,8 +98,8 @@ class Refresh:
         finally:
             self._running = False
             left, self._waiting = self._waiting, {}
-            for waiting in left.values():  # cancelled: the process is ending
-                self._unanswered(waiting.asks, False)
+            for waiting in (*batch, *left.values()):  # cancelled, or a fault of ours: nobody is left waiting
+                self._give_up(waiting)
 
     async def _load(self, batch: list[_Waiting]) -> None:
         if not batch:
@@ -111,10 +109,20 @@ class Refresh:
         except (StoreError, asyncpg.PostgresError) as error:
             _log.warning("facts_not_loaded", accounts=len(batch), error=str(error))
             for waiting in batch:
-                self._unanswered(waiting.asks, False)
+                self._give_up(waiting)
             return
+        behind = []
         for waiting in batch:
-            self._retry(waiting)
+            if waiting.account.version < waiting.at_least:
+                # Redis hears of a version after its commit, so a later look at the ledger must find it or a newer one:
+                # where it does not, the ledger was restored or replaced, and what Redis knows is of one that is gone.
+                account = waiting.account
+                _log.warning("ledger_behind_redis", account=account.account_id, version=account.version)
+                waiting.exactly = True
+                behind.append(waiting)
+            else:
+                self._retry(waiting)
+        await self._seed(behind)
 
     async def _seed(self, batch: list[_Waiting]) -> None:
         if not batch:
@@ -148,11 +156,16 @@ class Refresh:
         known = account.admission
         now_s = self._clock()
         if isinstance(known, Known) and known.rolling_until_s > now_s:
-            self._unanswered(waiting.asks, False)  # Redis was asked so already: it knows nothing of this account
+            self._give_up(waiting)  # Redis was asked so already: it knows nothing of this account
             return
         account.admission = Known(account, lane, windows_at(account.limits, lane.now_ms), now_s + ROLLING_S)
         self._retry(waiting)
 
     def _retry(self, waiting: _Waiting) -> None:
-        for ask in waiting.asks:
+        asks, waiting.asks = waiting.asks, []
+        for ask in asks:
             self._again(ask)
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        asks, waiting.asks = waiting.asks, []
+        self._unanswered(asks, False)

@@ -6,6 +6,7 @@ wrong; 130 stopped at once by a second signal. Nothing that an operator can get 
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -78,6 +79,8 @@ def serve(config: Path, port: int | None, admin_port: int | None, workers: int |
       castgate serve
       castgate serve --config /etc/castgate/config.yaml --port 80 --workers 4
     """
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # until the supervisor listens: by default they would end it
     try:
         loaded = load(config, os.environ)
         log.configure(loaded.settings.log.level, loaded.settings.log.format)

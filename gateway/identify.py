@@ -13,11 +13,13 @@ Raw credentials are the keys (they are in memory anyway, in the request): one lo
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import structlog
 
@@ -35,6 +37,8 @@ CREDENTIAL_BYTES_MAX = 4096
 _BATCH_MAX = 500
 # Credentials that wait for a lookup; more come in only while Postgres is slower than the arrivals.
 _WAITING_MAX = 20_000
+# Credentials kept, in all: one valid key beside changing junk must not fill the memory.
+_KNOWN_BYTES_MAX = 64 * 1024 * 1024
 _UNKNOWN_MAX = 10_000  # of CREDENTIAL_BYTES_MAX each: 40 MiB
 # Between two looks at an entry that should be read again but is not yet.
 _LOOK_AGAIN_S = 1.0
@@ -95,6 +99,26 @@ def value_in_cookie(header: bytes | None, name: bytes) -> bytes | None:
     return None
 
 
+_PRINTABLE = re.compile(rb"[ -~]*").fullmatch
+_COOKIE_TOKEN = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch  # RFC 6265, 4.1.1: cookie-octet
+
+
+def _doubt_about_cookie(header: bytes, name: bytes) -> str | None:
+    """As ``doubt_about``: the cookie must be there once, however the header is taken apart, and be written plainly."""
+    plain = [pair.partition(b"=") for pair in header.split(b";")]
+    values = [value for found, equals, value in plain if equals and found.strip(b" ") == name]
+    # As a lenient server sees it: also split at commas, with anything odd around the name taken off.
+    loose = [pair.partition(b"=")[0] for pair in re.split(rb"[;,]", header)]
+    places = sum(re.sub(rb"[^!#-~]", b"", found).lower() == name.lower() for found in loose)
+    if places != len(values):
+        return "found the session cookie written in an unusual way"
+    if len(values) > 1:
+        return f"found the session cookie {len(values)} times, expected it once"
+    if values and (_COOKIE_TOKEN(values[0].strip(b" ")) is None or len(values[0]) > CREDENTIAL_BYTES_MAX):
+        return "found a session cookie whose value is quoted, escaped, empty or too long"
+    return None
+
+
 class _Entry:
     __slots__ = ("account", "look_at", "read_at")
 
@@ -132,6 +156,7 @@ class Identify:
         self._negative_ttl_s = settings.cache.negative_ttl_s
         self._stale_max_s = settings.cache.stale_max_s
         self._known: OrderedDict[Credentials, _Entry] = OrderedDict()
+        self._known_bytes = 0
         self._unknown: OrderedDict[Credentials, float] = OrderedDict()  # until when
         self._waiting: dict[Credentials, list[Done]] = {}
         self._working = False
@@ -157,6 +182,19 @@ class Identify:
         if api_key is None and alternative_key is None and session is None:
             return None
         return Credentials(api_key, alternative_key, session)
+
+    def doubt_about(self, header: bytes | None, alternative: bytes | None, cookie: bytes | None) -> str | None:
+        """Why Phase 1 might read other credentials out of these values than we do; None where it cannot.
+
+        Servers differ in what they strip, unquote and take of several. Whoever is somebody else there than here, or
+        nobody here, would cast for free.
+        """
+        for value in (header, alternative):
+            if value is not None and _PRINTABLE(value) is None:
+                return "found a character in the credentials that is not printable ASCII"
+        if cookie is not None and self._cookie in cookie:
+            return _doubt_about_cookie(cookie, self._cookie)
+        return None
 
     def cached(self, credentials: Credentials) -> Account | Unknown | None:
         """The account, UNKNOWN, or None where ``resolve`` must find out. No IO."""
@@ -252,10 +290,17 @@ class Identify:
             for shown in batch
             if shown.session is not None and shown not in found
         }
-        account_ids = await self._ask(self._session_sql, sessions.values())
-        for shown, hashed in sessions.items():
-            if hashed in account_ids:
-                found[shown] = account_ids[hashed]
+        # Some servers percent-encode what they set and decode what they get; both spellings are the same session then.
+        decoded = {
+            shown: self._hash_session(unquote_to_bytes(shown.session))
+            for shown in sessions
+            if shown.session is not None and b"%" in shown.session
+        }
+        account_ids = await self._ask(self._session_sql, [*sessions.values(), *decoded.values()])
+        for spelling in (decoded, sessions):
+            for shown, hashed in spelling.items():
+                if hashed in account_ids:
+                    found[shown] = account_ids[hashed]
         accounts = {shown: self._accounts.get(account_id) for shown, account_id in found.items()}
         now = self._clock()
         due = {
@@ -280,7 +325,7 @@ class Identify:
     ) -> None:
         now = self._clock()
         if account is None:
-            self._known.pop(credentials, None)
+            self._forget_known(credentials)
             self._unknowns.add()
             if self._negative_ttl_s > 0:
                 self._unknown[credentials] = now + self._negative_ttl_s
@@ -289,12 +334,16 @@ class Identify:
                     self._unknown.popitem(last=False)
         else:
             self._unknown.pop(credentials, None)
+            self._forget_known(credentials)
+            self._known_bytes += _size_bytes(credentials)
             entry = self._known[credentials] = _Entry(account, started)
             entry.look_at = self._next_look(entry, now)
             # Whoever is in use is read again every ttl_s and so goes to the end: the first is the longest unused.
             self._known.move_to_end(credentials)
-            if len(self._known) > self._entries_max:
-                self._known.popitem(last=False)
+            while len(self._known) > self._entries_max or (
+                self._known_bytes > _KNOWN_BYTES_MAX and len(self._known) > 1
+            ):
+                self._forget_known(next(iter(self._known)))
         self._entries.set(len(self._known) + len(self._unknown))
         _tell(waiting, account)
 
@@ -307,9 +356,13 @@ class Identify:
             self._stales.add(len(waiting))
             _tell(waiting, entry.account)
         else:
-            del self._known[credentials]
+            self._forget_known(credentials)
             self._errors.add(len(waiting))
             _tell(waiting, None)
+
+    def _forget_known(self, credentials: Credentials) -> None:
+        if self._known.pop(credentials, None) is not None:
+            self._known_bytes -= _size_bytes(credentials)
 
     def _report(self, error: Exception | None) -> None:
         """One line when lookups begin to fail, one when they work again."""
@@ -318,6 +371,10 @@ class Identify:
         elif error is None and self._failing:
             _log.info("identify_recovered")
         self._failing = error is not None
+
+
+def _size_bytes(credentials: Credentials) -> int:
+    return sum(len(credential) for credential in credentials if credential is not None)
 
 
 def _tell(waiting: Sequence[Done], account: Account | None) -> None:

@@ -13,7 +13,8 @@ What can go wrong with a batch, and what follows:
   logged in full and dropped, its neighbours are written.
 - Any other error (a table is missing, no permission) is the operator's to mend: tried again like the first.
 - The queue is full: ``spill`` is offered the newest events; what it does not take is dropped, counted and logged.
-Every event ends in exactly one of ``on_committed``, ``spill`` and ``on_dropped``.
+Every event ends in exactly one of ``on_committed``, ``spill`` and ``on_dropped``; or, where the process ends while
+Postgres is away, as the hold that it still is.
 """
 
 from __future__ import annotations
@@ -213,7 +214,7 @@ class Ledger:
             self._wake.set()
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Write what is there; what is not written after ``timeout_s`` is spilled or dropped."""
+        """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
         self._closing = True
         self._wake.set()
         task = self._task
@@ -289,7 +290,12 @@ class Ledger:
     def _isolate(self, error: str) -> None:
         events = self._pieces.pop()
         if len(events) <= 1:
-            self._give_up(events, "poison", error)
+            plain = [event._replace(cast_id=None, request_id=None) for event in events]
+            if plain != list(events):  # perhaps it is only the ids, which somebody else made
+                _log.error("usage_event_without_ids", error=error.partition("\n")[0], event_id=plain[0].event_id)
+                self._pieces.append(plain)
+            else:
+                self._give_up(events, "poison", error)
             return
         middle = len(events) // 2
         self._pieces += [events[middle:], events[:middle]]
@@ -347,6 +353,10 @@ class Ledger:
     def _give_up(self, events: Sequence[UsageEvent], reason: str, error: str) -> None:
         # What can never be written is not to come back from the spool either.
         if reason != "poison" and self._spill(events):
+            return
+        if reason == "closed":
+            # Their holds stay in Redis, where another worker finds and charges them when this one is long gone.
+            _log.error("ledger_closed_early", events=len(events), error=error, effect="charged as expired holds")
             return
         self._dropped.add(len(events))
         for event in events[:_LOGGED_MAX]:

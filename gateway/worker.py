@@ -22,7 +22,7 @@ from gateway import accepted, log
 from gateway.accounts import Accounts
 from gateway.admission import Admission
 from gateway.config import ConfigError, Loaded, Settings, load
-from gateway.database import Database
+from gateway.database import Database, StoreError
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
 from gateway.hosted.services import Services
@@ -42,6 +42,8 @@ _HOSTED_CONNECTIONS_MAX = 64
 _HOSTED_IDLE_S = 60.0
 # Calls that may wait for an upstream connection before the rest is told to come back later.
 _WAITING_MAX = 10_000
+# Failures in a row after which the database's breaker says that Postgres is away.
+_PROBES = 3
 # How long a stopping worker goes on accepting what waits in its queue.
 _LAST_ACCEPTS_S = 0.05
 
@@ -153,11 +155,21 @@ class Worker:
         await self._hosted.start()
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
+        self._tasks.start("database.probe", self._probe_database())
         listener = socket.socket(fileno=self._parameters.listen_fd)
         listener.setblocking(False)
         self._server = await asyncio.get_running_loop().create_server(
             lambda: ClientConnection(self._relay), sock=listener, backlog=self._settings.listen.backlog
         )
+
+    async def _probe_database(self) -> None:
+        """Whether Postgres is there should be known before the first call needs it."""
+        for _ in range(_PROBES):
+            try:
+                await self._database.fetch("SELECT 1")
+            except StoreError:
+                continue
+            return
 
     def reload(self) -> str:
         """Takes new policies and plans at once, for every request that begins from now on; returns their version.

@@ -47,10 +47,10 @@ def create_app(services: Services) -> web.Application:
         resource = app.router.add_resource(path)
         methods = sorted([*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"])
         for method, handler in handlers.items():
-            resource.add_route(method, handler, expect_handler=_expect)
+            resource.add_route(method, handler)
         if "GET" in handlers:
-            resource.add_route("HEAD", handlers["GET"], expect_handler=_expect)
-        resource.add_route("OPTIONS", _options(", ".join(methods)), expect_handler=_expect)
+            resource.add_route("HEAD", handlers["GET"])
+        resource.add_route("OPTIONS", _options(", ".join(methods)))
     return app
 
 
@@ -67,10 +67,6 @@ def _options(allow: str) -> Handler:
     return answer_options
 
 
-async def _expect(_: web.Request) -> None:
-    """The relay has answered ``Expect`` before it sent the body on; what it still says is of no more use."""
-
-
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error is JSON; what nobody foresaw is logged, and told to nobody else."""
@@ -78,6 +74,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except RefusedError as refused:
         return refusal(refused)
+    except ConnectionError:
+        # The client left in the middle of its body: nobody reads this answer, and it is nobody's fault.
+        return refusal(RefusedError(400, "invalid_request", "The request's body did not arrive in full."))
     except StoreError as error:
         _log.warning("hosted request without its store", path=request.path, error=str(error))
         return refusal(store_away())

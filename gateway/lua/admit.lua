@@ -3,7 +3,7 @@
 --   0                            admitted
 --   [1, window index, taken]     a budget is spent: used + held is `taken`
 --   [2, limit index, wait_ms]    too many calls
---   [3]  STALE                   the facts have changed since: load them again
+--   [3, version]  STALE                   the facts have changed since: load them again
 --   [4]  COLD                    the account, or the window that now is, is not known here: seed it
 --   [5]  WINDOW                  `now` is outside a window that was sent: work them out again
 
@@ -12,7 +12,7 @@ local BUDGET, RATE, STALE, COLD, OUTSIDE = 1, 2, 3, 4, 5
 -- nil where the caller knows the account as it is, else the outcome that says what to do first.
 local function facts_outcome(account, version, windows, rolling)
   if not account.version then return {COLD} end
-  if account.version > version then return {STALE} end
+  if account.version > version then return {STALE, account.version} end
   for _, window in ipairs(windows) do
     local kind, start = window[1], window[2]
     if now < start or now >= window[3] then return {OUTSIDE} end

@@ -50,7 +50,8 @@ def _identifier_at(text: bytes, pointer: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     identifier = str(value)
-    return identifier if 0 < len(identifier) <= _IDENTIFIER_CHARACTERS_MAX else None
+    # What cannot be printed (NUL, half a surrogate pair) cannot be stored either.
+    return identifier if 0 < len(identifier) <= _IDENTIFIER_CHARACTERS_MAX and identifier.isprintable() else None
 
 
 @lru_cache(maxsize=1024)

@@ -46,6 +46,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
+        "_at_eof",
         "_discarded_bytes",
         "_fields",
         "_head_bytes",
@@ -56,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         "_requests",
         "_skipping_head",
         "_unparsed",
+        "_unsent_bytes",
         "address",
         "deadline",
         "exchange",
@@ -78,6 +80,8 @@ class ClientConnection(asyncio.Protocol):
         self._reading_paused = False
         self._discarded_bytes = 0
         self._advancing = False
+        self._unsent_bytes = 0
+        self._at_eof = False
         self.exchange: Exchange | None = None
         self.peer: UpstreamConnection | None = None
         self.phase = IDLE
@@ -113,8 +117,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self.phase == TUNNEL and self.peer is not None:
-            self.peer.half_close()
-            return True
+            self._at_eof = True
+            return self.peer.half_close()
         # Whoever shuts down its sending side while it waits cannot be told from whoever has left, so it has left.
         return False
 
@@ -139,6 +143,8 @@ class ClientConnection(asyncio.Protocol):
         source = self.peer or (self.exchange and self.exchange.upstream)
         if source:
             source.resume_reading()
+        elif self.phase < LINGERING:
+            self._advance()
 
     # --- parser events: collect only
 
@@ -176,8 +182,18 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         parser = self._parser
         request.method = parser.get_method()
-        request.http_1_0 = parser.get_http_version() == "1.0"
+        version = parser.get_http_version()
+        request.http_1_0 = version == "1.0"
         request.keep_alive = parser.should_keep_alive()
+        if not parser.should_upgrade():
+            request.upgrade = None  # without its Connection option it is to be ignored (RFC 9110 §7.8)
+        if version not in ("1.0", "1.1"):
+            request.refusal = answers.error(
+                505,
+                "invalid_request",
+                "This version of HTTP is not supported.",
+                details=f"found {version}, expected 1.1",
+            )
         self._head_bytes = 0
         self._requests.append(request)
 
@@ -196,50 +212,59 @@ class ClientConnection(asyncio.Protocol):
     # --- from bytes to exchanges
 
     def _feed(self, data: bytes) -> None:
-        if self._incoming is None or not self._incoming.method:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade_asked(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            self._parse_failed(str(error))
-        else:
-            if self._head_bytes > self._relay.limits.head_bytes_max and not self._head_is_complete():
+        """Parses ``data``; the parser stops at each request for an upgrade, and is replaced where it goes on."""
+        while data:
+            if self._incoming is None or not self._incoming.method:
+                self._head_bytes += len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._upgrade_asked(data[upgrade.args[0] :])
+                continue
+            except httptools.HttpParserError as error:
+                self._parse_failed(str(error))
+                return
+            break
+        request = self._incoming
+        head_bytes = self._head_bytes if request is None or not request.method else request.head_bytes
+        if head_bytes > self._relay.limits.head_bytes_max:
+            if request is None:
+                self._head_bytes = 0  # empty lines between requests
+            else:
                 self._parse_failed("the header block is too large", too_large=True)
 
-    def _head_is_complete(self) -> bool:
-        return self._incoming is None or bool(self._incoming.method)
-
-    def _upgrade_asked(self, rest: bytes) -> None:
-        """The parser stops at a request for an upgrade. Only a WebSocket's is passed on, and waits for 101."""
+    def _upgrade_asked(self, rest: bytes) -> bytes:
+        """Only a WebSocket's upgrade is passed on, and waits for 101. Returns what is to be parsed on."""
         request = self._requests[-1]
         if request.method == b"CONNECT":
             request.refusal = answers.error(501, "invalid_request", "CONNECT is not supported here.")
             request.keep_alive = False
             self._unparsed = b""
-            return
+            return b""
         if (request.upgrade or b"").strip().lower() == b"websocket" and not (request.has_length or request.chunked):
             self._unparsed = rest
-            return
+            return b""
         # Not one that is passed on: it is an ordinary request, whose body (if any) the parser has yet to see.
         request.upgrade = None
-        self._resume_parsing(request, rest)
+        if len(self._requests) > _PIPELINED_MAX:  # each costs a parser and a copy of what follows
+            self._parse_failed("too many requests for an upgrade at once")
+            return b""
+        self._replace_parser(request)
+        return rest
 
-    def _resume_parsing(self, request: Request | None, rest: bytes) -> None:
+    def _replace_parser(self, request: Request | None) -> None:
+        """A parser that is at the beginning of ``request``'s body, or at the end of a message."""
         self._parser = httptools.HttpRequestParser(self)
         if request is not None and (request.has_length or request.chunked):
-            framing = (
-                b"Transfer-Encoding: chunked"
-                if request.chunked
-                else b"".join(line.rstrip() for line in request.lines if line[:15].lower() == b"content-length:")
-            )
+            if request.chunked:
+                framing = b"Transfer-Encoding: chunked"
+            else:
+                lengths = [line.rstrip() for line in request.lines if line[:15].lower() == b"content-length:"]
+                framing = b"".join(lengths)
             request.complete = False
             self._incoming = request
             self._skipping_head = True
-            self._feed(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
-        if rest:
-            self._feed(rest)
+            self._parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
 
     def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
         request = self._incoming
@@ -279,19 +304,19 @@ class ClientConnection(asyncio.Protocol):
                 exchange.body_arrived()
         elif not self._advancing:
             self._advancing = True
-            while self.exchange is None and self._requests and self.phase < LINGERING:
+            # A client that does not read its answers gets no more of them.
+            while self.exchange is None and self._requests and self.phase < LINGERING and self.writable:
                 self.phase = BUSY
                 self.exchange = exchange = Exchange(self._relay, self, self._requests.popleft())
                 exchange.start()
             self._advancing = False
-            if self.exchange is None and self.phase < LINGERING:
+            if self.exchange is None and not self._requests and self.phase < LINGERING:
                 self._await_request()
-        if len(self._requests) > _PIPELINED_MAX:
-            self.pause_reading()
+        self.update_reading()
 
     def _await_request(self) -> None:
-        self.resume_reading()
-        if self._incoming is None and not self._head_bytes:
+        if self._incoming is None:
+            self._head_bytes = 0
             self.phase = IDLE
             self.deadline = self._relay.clock_s + self._relay.limits.keepalive_timeout_s
         elif self.phase == BUSY:
@@ -301,8 +326,7 @@ class ClientConnection(asyncio.Protocol):
     def _hold_back(self, data: bytes) -> None:
         """Bytes that follow a request for an upgrade, until it is known whose they are."""
         self._unparsed = (self._unparsed or b"") + data
-        if len(self._unparsed) > self._relay.limits.buffered_bytes_max:
-            self.pause_reading()
+        self.update_reading()
 
     def _after_requests(self, data: bytes) -> None:
         if self.phase == TUNNEL and self.peer is not None:
@@ -318,6 +342,19 @@ class ClientConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.phase != CLOSED:
             self.transport.write(data)
+
+    def update_reading(self) -> None:
+        """Reads on only while there is room for what may come, and somebody who takes it."""
+        bytes_max = self._relay.limits.buffered_bytes_max
+        exchange = self.exchange
+        is_full = exchange is not None and exchange.is_full(bytes_max)
+        if not is_full and (self._requests or self._unparsed):
+            waiting_bytes = len(self._unparsed or b"") + sum(request.body_bytes for request in self._requests)
+            is_full = waiting_bytes > bytes_max or len(self._requests) > _PIPELINED_MAX
+        if is_full:
+            self.pause_reading()
+        else:
+            self.resume_reading()
 
     def pause_reading(self) -> None:
         if not self._reading_paused and self.phase != CLOSED:
@@ -341,9 +378,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
             rest, self._unparsed = self._unparsed, None
-            self._resume_parsing(None, rest)
-        if len(self._requests) <= _PIPELINED_MAX:
-            self.resume_reading()
+            self._replace_parser(None)
+            self._feed(rest)
         self._advance()
 
     def refuse(self, answer: answers.Answer) -> None:
@@ -353,15 +389,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish(self, *, linger: bool) -> None:
         self._requests.clear()
-        if not linger:
-            self.phase = LINGERING
-            self.deadline = self._relay.clock_s + _LINGER_TIMEOUT_S
-            self.transport.close()
-            return
         self.phase = LINGERING
-        self.deadline = self._relay.clock_s + _LINGER_TIMEOUT_S
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self.deadline = self._relay.clock_s + (
+            self._relay.limits.idle_timeout_s if self._unsent_bytes else _LINGER_TIMEOUT_S
+        )
         self.resume_reading()
-        if self.transport.can_write_eof():
+        if linger and self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -376,9 +410,13 @@ class ClientConnection(asyncio.Protocol):
         self.resume_reading()
         return rest
 
-    def half_close(self) -> None:
-        if self.phase == TUNNEL and self.transport.can_write_eof():
+    def half_close(self) -> bool:
+        """The upstream sends no more. False where the client does not either: the tunnel is over."""
+        if self._at_eof or self.phase != TUNNEL:
+            return False
+        if self.transport.can_write_eof():
             self.transport.write_eof()
+        return True
 
     def close(self) -> None:
         if self.phase != CLOSED:
@@ -403,6 +441,9 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.timed_out()
         elif self.phase == HEAD:
             self.refuse(answers.error(408, "invalid_request", "The request's head did not arrive in time."))
+        elif self.phase == LINGERING and 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:
+            self._unsent_bytes = self.transport.get_write_buffer_size()  # a slow reader, but it reads
+            self.deadline = self._relay.clock_s + self._relay.limits.idle_timeout_s
         elif self.phase in (LINGERING, TUNNEL):
             self.transport.abort()
         else:

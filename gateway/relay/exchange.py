@@ -5,7 +5,7 @@ connection) or leaves, and the event it waits for calls the next. The states, an
 
     state       waits for                     client gone             deadline
     NEW         -                             -                       -
-    ADMITTING   identity, admission           hold voided on arrival  the stores' own time-outs
+    ADMITTING   identity, admission           hold voided on arrival  503, hold voided on arrival
     CONNECTING  an upstream connection        void                    503 / 502, void
     SENT        the answer's head             on_client_abort         504, settled as never answered
     ANSWERING   the rest of the answer        on_client_abort         connection reset, settled by its status
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gateway.relay.upstream import Pool, UpstreamConnection
 
 NEW, ADMITTING, CONNECTING, SENT, ANSWERING, DONE = range(6)
+# Above every time-out of the stores that identity and admission wait for, which give their own answers before.
+_ADMIT_TIMEOUT_S = 10.0
 
 
 class Exchange:
@@ -111,6 +113,9 @@ class Exchange:
         elif request.has_two_credentials:
             relay.counters.request("refused")
             self._refuse(relay.two_credentials(match))
+        elif (doubt := relay.identify.doubt_about(request.authorization, request.api_key, request.cookie)) is not None:
+            relay.counters.request("refused")
+            self._refuse(relay.doubtful_credentials(doubt))
         else:
             relay.counters.request("policy")
             self._policy = match
@@ -121,6 +126,7 @@ class Exchange:
     def _identify(self) -> None:
         request, identify = self.request, self._relay.identify
         self._state = ADMITTING
+        self._client.deadline = self._relay.clock_s + _ADMIT_TIMEOUT_S
         self._credentials = credentials = identify.credentials_from(
             request.authorization, request.api_key, request.cookie
         )
@@ -190,7 +196,7 @@ class Exchange:
             upstream.pause_reading()
         lines = request.lines
         if request.connection_options:
-            lines = heads.without_named(lines, request.connection_options)
+            lines = heads.without_named(lines, request.connection_options, self._relay.request_fields)
         parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
         if request.host is None:  # HTTP/1.0
             parts.append(pool.host_line)
@@ -214,8 +220,7 @@ class Exchange:
         parts.append(b"\r\n")
         self._take_body(parts)
         upstream.write(b"".join(parts))
-        if upstream.writable:
-            client.resume_reading()  # paused, where more body came than is kept while nobody takes it
+        client.update_reading()
 
     def _take_body(self, parts: list[bytes]) -> None:
         """Moves the body that has arrived, in the request's own framing, to ``parts``."""
@@ -244,16 +249,21 @@ class Exchange:
                         if request.complete
                         else self._relay.limits.body_stall_timeout_s
                     )
-        if request.body_bytes > self._relay.limits.buffered_bytes_max or (
-            upstream is not None and not upstream.writable
-        ):
-            self._client.pause_reading()
+        self._client.update_reading()
 
     def upstream_writable(self) -> None:
         """The upstream takes bytes again."""
         self.body_arrived()
-        if self.upstream is not None and self.upstream.writable:
-            self._client.resume_reading()
+
+    def is_full(self, bytes_max: int) -> bool:
+        """Whether no more of the request's body should be read now."""
+        upstream = self.upstream
+        return self.request.body_bytes > bytes_max or (upstream is not None and not upstream.writable)
+
+    def _is_sent(self) -> bool:
+        """Whether the upstream was given the whole request: only then its connection is at a message's end."""
+        request = self.request
+        return request.complete and not request.body and (self._writing_body or not request.chunked)
 
     # --- answer
 
@@ -300,7 +310,7 @@ class Exchange:
         self._settle(upstream.status)
         self.upstream = None
         self._state = DONE
-        upstream.done(reusable=self.request.complete)
+        upstream.done(reusable=self._is_sent())
         self._client.exchange_done(keep_alive=self._keep_alive and self.request.complete)
 
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
@@ -309,6 +319,10 @@ class Exchange:
         self._settle(101)
         self._state = DONE
         self.upstream = None
+        if self._abandoned:
+            upstream.exchange = None
+            upstream.close()
+            return
         upstream.become_tunnel(client)
         client.write(data)
         early = client.become_tunnel(upstream)
@@ -386,14 +400,17 @@ class Exchange:
         self._drop_upstream()
         if was < SENT:
             self._settle(rules.NEVER_SENT)
-        elif choice == "void":
-            self._void()
+        elif choice == "void" or (choice == "finish" and was == SENT):
+            self._void()  # to finish: the upstream never had the whole call
         else:
             self._settle(self._status or 200)
 
     def timed_out(self) -> None:
         """``Relay.tick`` found the client's deadline passed while this exchange was under way."""
-        if self._state == CONNECTING:
+        if self._state == ADMITTING:  # a verdict that comes yet finds the call done, and is given back
+            message = "The gateway could not check this call in time. Nothing was charged; try again."
+            self._refuse(answers.error(503, "overloaded", message, retry_after_s=1), keep_alive=True)
+        elif self._state == CONNECTING:
             if self._pool is not None:
                 self._pool.give_up(self)
             self._settle(rules.NEVER_SENT)

@@ -81,19 +81,16 @@ RESPONSE_FIELDS = Fields(
     }
 )
 
-# A sender may not take these away from the next hop by naming them in Connection: they say where a message goes, and
-# where it ends.
-_NOT_REMOVABLE = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive", b"upgrade", b"te", b"")
-)
-
 
 def connection_tokens(value: bytes) -> list[bytes]:
     """The lower-cased options of a Connection or Upgrade field (RFC 9110 §7.6.1)."""
     return [token.strip().lower() for token in value.split(b",")]
 
 
-def without_named(lines: Iterable[bytes], options: Iterable[bytes]) -> list[bytes]:
-    """Field lines but those that the sender's Connection options named as hop-by-hop."""
-    named = frozenset(options) - _NOT_REMOVABLE
+def without_named(lines: Iterable[bytes], options: Iterable[bytes], fields: Fields) -> list[bytes]:
+    """Field lines but those that the sender's Connection options named as hop-by-hop.
+
+    What the relay itself has looked at stays: the next hop must not read another message than the one that was judged.
+    """
+    named = {option for option in options if fields[option] == OTHER}
     return [line for line in lines if line.partition(b":")[0].lower() not in named]

@@ -110,6 +110,11 @@ class Relay:
         self._connections.discard(connection)
         self.counters.connections_open.set(len(self._connections))
 
+    @property
+    def connections_open(self) -> int:
+        """Client connections, tunnels included."""
+        return len(self._connections)
+
     async def tick_forever(self) -> None:
         """Holds every connection to its deadline."""
         while True:
@@ -190,6 +195,9 @@ class Relay:
             "A request must not carry two Authorization fields.",
             f"found a credential field twice on a call of policy {policy.name!r}, expected it at most once",
         )
+
+    def doubtful_credentials(self, doubt: str) -> Answer:
+        return _invalid("These credentials can be read in more than one way.", doubt)
 
     def upstream_unreachable(self, error: BaseException) -> Answer:
         self.counters.upstream_error("unreachable")

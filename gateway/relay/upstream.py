@@ -25,6 +25,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One keep-alive connection to an upstream; serves one exchange at a time."""
 
     __slots__ = (
+        "_at_eof",
         "_chunk_framing",
         "_chunked",
         "_connection_options",
@@ -63,6 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._reading_paused = False
         self._unusable = False
+        self._at_eof = False
         self._out: list[bytes] = []
         self._begin_answer()
 
@@ -121,8 +123,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self.peer is not None:
-            self.peer.half_close()
-            return True
+            self._at_eof = True
+            return self.peer.half_close()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -217,7 +219,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _write_head(self, status: int, framing: bytes) -> None:
         lines = self._lines
         if len(self._connection_options) > 1 or self._connection_options not in ([], [b"keep-alive"], [b"close"]):
-            lines = heads.without_named(lines, self._connection_options)
+            lines = heads.without_named(lines, self._connection_options, heads.RESPONSE_FIELDS)
         self._out.append(b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, self._reason, b"".join(lines), framing))
 
     def on_body(self, body: bytes) -> None:
@@ -281,6 +283,7 @@ class UpstreamConnection(asyncio.Protocol):
     def become_tunnel(self, peer: "ClientConnection") -> None:
         self.exchange = None
         self.peer = peer
+        self.pool.leave(self)
 
     def _relay_tunnel(self, data: bytes) -> None:
         peer = self.peer
@@ -288,9 +291,13 @@ class UpstreamConnection(asyncio.Protocol):
         peer.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
         peer.write(data)
 
-    def half_close(self) -> None:
-        if self.open and self.transport.can_write_eof():
+    def half_close(self) -> bool:
+        """The client sends no more. False where the upstream does not either: the tunnel is over."""
+        if self._at_eof or not self.open:
+            return False
+        if self.transport.can_write_eof():
             self.transport.write_eof()
+        return True
 
 
 class Pool:
@@ -378,6 +385,11 @@ class Pool:
         """The exchange no longer waits."""
         if exchange in self._waiting:
             self._waiting.remove(exchange)
+
+    def leave(self, connection: UpstreamConnection) -> None:
+        """A connection that has become a tunnel: calls must not wait because others talk for hours."""
+        self._all.discard(connection)
+        self._connect_more()
 
     def lost(self, connection: UpstreamConnection) -> None:
         self._all.discard(connection)

@@ -56,6 +56,24 @@ async def test_a_client_that_hangs_up_pays_for_what_was_cast(fleet: Fleet) -> No
     assert rows[0][0] == 3
 
 
+async def test_a_client_that_hangs_up_within_its_own_body_pays_nothing(fleet: Fleet) -> None:
+    account = await fleet.account(monthly_cents=10)
+    port = int(fleet.gateways[0].base_url.rpartition(":")[2])
+    for _ in range(3):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = "".join(f"{name}: {value}\r\n" for name, value in _headers(account).items())
+        writer.write(f"POST /v1/cast HTTP/1.1\r\nHost: h\r\n{head}Content-Length: 100\r\n\r\nhalf".encode())
+        await writer.drain()
+        held = await _until(fleet, account, lambda budget: budget["held_cents"] == 1)
+        assert held["held_cents"] == 1
+        writer.close()
+        await writer.wait_closed()
+        await _until(fleet, account, lambda budget: budget["held_cents"] == 0)
+    budget = await _monthly(fleet, account)
+    assert (budget["used_cents"], budget["held_cents"]) == (0, 0)
+    assert await fleet.sql("SELECT 1 FROM casts WHERE user_id = $1::uuid", account.user_id) == []
+
+
 async def test_an_upstream_that_breaks_off_before_answering_costs_nothing(fleet: Fleet) -> None:
     account = await fleet.account(monthly_cents=10)
     url = f"{fleet.gateways[0].base_url}/v1/cast"

@@ -116,7 +116,7 @@ class Reference:
         if account.version is None:
             return [COLD]
         if account.version > call.version:
-            return [STALE]
+            return [STALE, account.version]
         for kind, start, end, _ in call.windows:
             if not start <= now < end:
                 return [OUTSIDE]

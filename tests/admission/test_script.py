@@ -146,9 +146,9 @@ def test_a_ledger_that_went_back_in_time_can_be_told_exactly(script: Script) -> 
 
 def test_older_facts_are_stale_and_newer_facts_are_known_from_then_on(script: Script) -> None:
     script([], seeded(3, total=(0, 0)), now=NOW_MS)
-    assert script([call(total(9), version=2)], now=NOW_MS) == [[STALE]]
+    assert script([call(total(9), version=2)], now=NOW_MS) == [[STALE, 3]]
     assert script([call(total(9), version=4)], now=NOW_MS) == [ADMITTED]
-    assert script([call(total(9), version=3)], now=NOW_MS) == [[STALE]]
+    assert script([call(total(9), version=3)], now=NOW_MS) == [[STALE, 4]]
 
 
 def test_a_window_that_is_over_or_not_yet_begun_must_be_worked_out_again(script: Script) -> None:

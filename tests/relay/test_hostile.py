@@ -1,0 +1,158 @@
+"""What a hostile client tried once, and must not succeed with again."""
+
+import asyncio
+import resource
+
+from tests.relay.conftest import Running, answering
+
+GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+_MIB = 1024 * 1024
+
+
+async def test_an_upstream_that_was_not_given_the_whole_request_is_not_used_again(running: Running) -> None:
+    smuggled = b"POST /smuggled HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+    body = b"a" * (24 * _MIB) + smuggled
+
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if head.startswith(b"PUT"):
+            await asyncio.sleep(0.3)  # the body piles up on its way here
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            await asyncio.Event().wait()
+        writer.write(OK)
+
+    running.upstream.answer = answer
+    first, second = await running.connect(), await running.connect()
+    await first.send(GET + b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body[: 8 * _MIB])
+    first.writer.write(body[8 * _MIB :])
+    assert b"200 OK" in await first.read_head()
+    await first.read(2)
+    assert b"404 Not Found" in await first.read_head()
+    for _ in range(3):
+        await second.send(GET)
+        assert b"200 OK" in await second.read_head()
+        await second.read(2)
+    assert not any(b"smuggled" in head for head in running.upstream.heads)
+    assert running.upstream.connections == 2
+
+
+async def test_an_upgrade_that_connection_does_not_name_is_not_passed_on(running: Running) -> None:
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    for protocol in (b"h2c", b"websocket"):
+        await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nUpgrade: %b\r\n\r\n" % protocol)
+        assert b"200 OK" in await client.read_head()
+        await client.read(2)
+    assert not any(b"pgrade" in head for head in running.upstream.heads)
+
+
+async def test_thousands_of_upgrades_at_once_are_answered_and_refused(running: Running) -> None:
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n" * 4000)
+    assert b"200 OK" in await client.read_head()
+
+
+async def test_a_tunnel_ends_when_both_sides_have_ended(running: Running) -> None:
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SWITCH)
+        await reader.read(-1)
+        writer.write_eof()
+        raise ConnectionError
+
+    running.upstream.answer = answer
+    for _ in range(70):  # more than the pool's 64
+        client = await running.connect()
+        await client.send(UPGRADE)
+        await client.read_head()
+        client.writer.write_eof()
+        assert await client.read_all() == b""
+        client.writer.close()
+    for _ in range(100):
+        if running.relay.connections_open == 0:
+            break
+        await asyncio.sleep(0.02)
+    assert running.relay.connections_open == 0
+
+
+async def test_open_tunnels_do_not_keep_calls_from_the_upstream(running: Running) -> None:
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if b"Upgrade" in head:
+            writer.write(SWITCH)
+            await asyncio.Event().wait()
+        writer.write(OK)
+
+    running.upstream.answer = answer
+    for _ in range(70):
+        tunnel = await running.connect()
+        await tunnel.send(UPGRADE)
+        await tunnel.read_head()
+    client = await running.connect()
+    await client.send(GET)
+    assert b"200 OK" in await client.read_head()
+
+
+async def test_bodies_of_waiting_requests_take_bounded_memory(running: Running) -> None:
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    running.upstream.answer = answer
+    client = await running.connect()
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    client.writer.write(GET + b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (512 * _MIB))
+    sent_mib = 0
+    try:
+        async with asyncio.timeout(1):
+            while sent_mib < 100:
+                await client.send(bytes(_MIB))
+                sent_mib += 1
+    except TimeoutError:
+        pass
+    assert sent_mib < 48
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 32 * 1024
+
+
+async def test_trailers_are_bounded_like_heads(running: Running) -> None:
+    running.upstream.answer = answering(b"")
+    client = await running.connect()
+    await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+    await client.send(b"X: aaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 4000)
+    assert (await client.read_all()).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_connection_cannot_take_away_what_the_caller_was_judged_by(running: Running) -> None:
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    await client.send(
+        b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: authorization, cookie, x-api-key, x-mine\r\n"
+        b"Authorization: Bearer a\r\nX-API-Key: b\r\nCookie: session=c\r\nX-Mine: d\r\n\r\n"
+    )
+    await client.read_head()
+    head = running.upstream.heads[0]
+    assert b"Authorization: Bearer a\r\nX-API-Key: b\r\nCookie: session=c\r\n" in head
+    assert b"X-Mine" not in head
+
+
+async def test_a_slow_reader_gets_the_whole_of_a_last_answer(running: Running) -> None:
+    running.limit(buffered_bytes_max=8 * _MIB)
+    running.upstream.answer = answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (6 * _MIB) + bytes(6 * _MIB))
+    client = await running.connect()
+    await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    await client.read_head()
+    await asyncio.sleep(3)  # longer than a lingering connection is kept that has nothing left to say
+    assert len(await client.read_all()) == 6 * _MIB
+
+
+async def test_an_empty_line_after_a_request_is_not_the_begin_of_the_next(running: Running) -> None:
+    running.limit(header_timeout_s=0.1)
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    await client.send(GET + b"\r\n")
+    await client.read_head()
+    await client.read(2)
+    await asyncio.sleep(0.8)
+    await client.send(GET)
+    assert b"200 OK" in await client.read_head()
