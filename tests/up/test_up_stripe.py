@@ -10,11 +10,12 @@ STUB = "http://127.0.0.1:12111"
 REAL_KEY = {"STRIPE_SECRET_KEY": "sk_live_somebody"}
 
 
-def test_with_nothing_said_it_starts_the_stand_in_and_fills_in_all_four_variables() -> None:
+def test_with_nothing_said_it_starts_the_stand_in_and_fills_in_all_variables() -> None:
     choice = choose_stripe({}, STUB)
     assert (choice.starts_stub, choice.url) == (True, STUB)
     assert sorted(choice.defaults) == [
-        *("STRIPE_API_BASE", "STRIPE_PRICE_PRO", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET")
+        *("BILLING_CANCEL_URL", "BILLING_SUCCESS_URL"),
+        *("STRIPE_API_BASE", "STRIPE_PRICE_PRO", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"),
     ]
     assert choice.defaults["STRIPE_API_BASE"] == STUB
 
