@@ -47,7 +47,7 @@ def choose_stripe(environment: Mapping[str, str], stub_url: str) -> StripeChoice
     if "STRIPE_API_BASE" in given:
         return StripeChoice(can_pay=False, detail="none: STRIPE_API_BASE is blank", defaults=secret)
     demo["STRIPE_API_BASE"] = stub_url
-    demo |= {"BILLING_SUCCESS_URL": f"{stub_url}/shop/paid", "BILLING_CANCEL_URL": f"{stub_url}/shop/cancelled"}
+    demo |= {"BILLING_SUCCESS_URL": f"{stub_url}/shop/paid", "BILLING_CANCEL_URL": f"{stub_url}/shop"}
     return StripeChoice(starts_stub=True, url=stub_url, detail=stub_url, defaults=demo)
 
 

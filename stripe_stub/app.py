@@ -109,7 +109,8 @@ def build_app(settings: Settings) -> web.Application:
             web.post("/c/pay/{id}", checkout_page.submit),
             web.get("/p/session/{token}", portal_page.show),
             web.post("/p/session/{token}", portal_page.submit),
-            web.get("/shop/{what}", shop_page.show),
+            web.get("/shop", shop_page.show),
+            web.get("/shop/paid", shop_page.show_paid),
         ]
     )
     app.add_routes(Control(state, journal, deliveries, faults, api, start_over).routes())

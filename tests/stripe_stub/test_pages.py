@@ -217,5 +217,4 @@ async def test_the_portal_of_one_customer_touches_no_other_s_subscription(
 
 async def test_a_shop_without_a_page_of_its_own_has_one_here(stub: RunningStub) -> None:
     assert "you have paid" in (await get(stub, f"{stub.base_url}/shop/paid")).text
-    assert "Nothing was paid" in (await get(stub, f"{stub.base_url}/shop/cancelled")).text
-    assert "Back at the shop" in (await get(stub, f"{stub.base_url}/shop/anything")).text
+    assert "Back at the shop" in (await get(stub, f"{stub.base_url}/shop")).text
