@@ -9,7 +9,9 @@ from tests.billing.world import Scene
 from tests.hosted.world import KEY, SESSION
 
 
-async def test_paying_raises_the_limit_of_the_very_next_cast_on_every_replica_and_ending_lowers_it(scene: Scene) -> None:
+async def test_paying_raises_the_limit_of_the_very_next_cast_on_every_replica_and_ending_lowers_it(
+    scene: Scene,
+) -> None:
     gateways = (scene.here, scene.elsewhere)
     assert await scene.here.may_cast(scene.account_id)
     assert not await scene.elsewhere.may_cast(scene.account_id)  # free: two cents a month, and they are held
