@@ -18,12 +18,12 @@ from gateway.database import Database
 from gateway.metrics import Metrics
 from gateway.policy.stripe_events import Event, read_event
 from gateway.policy.subscriptions import STATUSES
-from tests.billing.world import RULES, FakePayments, Json, event_of, subscription_of
+from tests.billing.world import RULES, FakePayments, Json, add_row, event_of, subscription_of
 from tests.hosted.world import migrate
 
 EVENTS = 20
 DELIVERIES = 100
-SEEDS = 20
+SEEDS = 200
 AT_ONCE = 8
 LIVE = [name for name, status in STATUSES.items() if not status.ended]
 _numbers = count(1)
@@ -117,6 +117,7 @@ HINTS = ("invoice.paid", "invoice.payment_failed", "checkout.session.completed",
 async def in_order(fleet: Fleet, seed: int, *, ties: bool) -> tuple[object, ...]:
     run = f"{next(_numbers)}"
     events, fleet.payments.now = history(random.Random(seed), run, ties=ties)
+    await add_row(fleet.sql, f"account-{run}", f"cus-{run}")
     for event in events:
         await fleet.gateways[0].apply(event)
     return await fleet.standing(f"account-{run}")
@@ -126,6 +127,7 @@ async def anyhow(fleet: Fleet, seed: int, *, ties: bool) -> tuple[object, ...]:
     run = f"{next(_numbers)}"
     events, fleet.payments.now = history(random.Random(seed), run, ties=ties)
     source = random.Random(seed + 1)
+    await add_row(fleet.sql, f"account-{run}", f"cus-{run}")
     deliveries = events + source.choices(events, k=DELIVERIES - EVENTS)
     source.shuffle(deliveries)
     while deliveries:
