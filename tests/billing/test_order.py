@@ -1,4 +1,4 @@
-"""Deliveries in any order, any number of times and at once, through two gateways, come to what in-order ones come to."""
+"""Deliveries in any order, however often and at once, through two gateways, come to what in-order ones come to."""
 
 import asyncio
 import random

@@ -34,12 +34,36 @@ def crafted() -> list[tuple[bytes, list[str], str]]:
     unsigned(GOOD)
     unsigned(GOOD, header, header)
     for text in (
-        "", " ", ",", "=", "t=", "v1=", "garbage", time_part, v1, f"{time_part},", f"t=x,{v1}", f"t=-1,{v1}", f"t=,{v1}",
-        f"t={now_s}.0,{v1}", f"t=٣,{v1}", f"t={'9' * 400},{v1}", f"{time_part},{time_part},{v1}", f"{v1[3:]},{time_part}",
-        f"{time_part},v0={v1[3:]}", f"{time_part},v1=é{v1[4:]}", f"{time_part},v1={v1[3:].upper()}", f"{time_part},v1={v1[3:-1]}",
-        f"{time_part},v1={v1[3:]}0", f"{time_part},v1={'0' * 64}", f"{time_part},v1=", f"{time_part};{v1}",
-        f"{time_part},{','.join(['v1=' + '0' * 64] * 17)},{v1}", header + "," + "v1=" + "0" * 5000, v1[3:],
-    ):  # fmt: skip
+        "",
+        " ",
+        ",",
+        "=",
+        "t=",
+        "v1=",
+        "garbage",
+        time_part,
+        v1,
+        f"{time_part},",
+        f"t=x,{v1}",
+        f"t=-1,{v1}",
+        f"t=,{v1}",
+        f"t={now_s}.0,{v1}",
+        f"t=٣,{v1}",
+        f"t={'9' * 400},{v1}",
+        f"{time_part},{time_part},{v1}",
+        f"{v1[3:]},{time_part}",
+        f"{time_part},v0={v1[3:]}",
+        f"{time_part},v1=é{v1[4:]}",
+        f"{time_part},v1={v1[3:].upper()}",
+        f"{time_part},v1={v1[3:-1]}",
+        f"{time_part},v1={v1[3:]}0",
+        f"{time_part},v1={'0' * 64}",
+        f"{time_part},v1=",
+        f"{time_part};{v1}",
+        f"{time_part},{','.join(['v1=' + '0' * 64] * 17)},{v1}",
+        header + "," + "v1=" + "0" * 5000,
+        v1[3:],
+    ):
         unsigned(GOOD, text)
     unsigned(GOOD, signed(GOOD, "whsec_of_somebody_else"))
     unsigned(GOOD, signed(GOOD, SECRET.removeprefix("whsec_")))
@@ -51,21 +75,66 @@ def crafted() -> list[tuple[bytes, list[str], str]]:
     unsigned(b"", header)
     unsigned(json.dumps(json.loads(GOOD), indent=1).encode(), header)  # the same JSON in other bytes
     for body in (
-        b"", b" ", b"null", b"1", b"[]", b'"event"', b"{}", b"{", b"not JSON", b"\xff\xfe", b'{"a": "\xff"}', b"NaN",
-        b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"-" + b"9" * 5000, b"\xef\xbb\xbf{}", b"\x00", b"x" * 262_145,
-    ):  # fmt: skip
+        b"",
+        b" ",
+        b"null",
+        b"1",
+        b"[]",
+        b'"event"',
+        b"{}",
+        b"{",
+        b"not JSON",
+        b"\xff\xfe",
+        b'{"a": "\xff"}',
+        b"NaN",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b"9" * 5000,
+        b"-" + b"9" * 5000,
+        b"\xef\xbb\xbf{}",
+        b"\x00",
+        b"x" * 262_145,
+    ):
         unreadable(body)
     for changes in (
-        {"object": "v2.core.event"}, {"object": "subscription"}, {"object": None}, {"id": None}, {"id": ""}, {"id": 7},
-        {"id": "evt_\u0000"}, {"id": "evt_\ud800"}, {"id": "x" * 256}, {"id": ["evt"]}, {"type": None}, {"type": ""},
-        {"type": 5}, {"type": "x" * 101}, {"type": "customer subscription"}, {"created": None}, {"created": "1000"},
-        {"created": 1.5}, {"created": -1}, {"created": True}, {"created": 10**30}, {"data": None}, {"data": []},
-        {"data": {}}, {"data": {"object": None}}, {"data": {"object": []}}, {"data": {"object": {}}},
-    ):  # fmt: skip
+        {"object": "v2.core.event"},
+        {"object": "subscription"},
+        {"object": None},
+        {"id": None},
+        {"id": ""},
+        {"id": 7},
+        {"id": "evt_\u0000"},
+        {"id": "evt_\ud800"},
+        {"id": "x" * 256},
+        {"id": ["evt"]},
+        {"type": None},
+        {"type": ""},
+        {"type": 5},
+        {"type": "x" * 101},
+        {"type": "customer subscription"},
+        {"created": None},
+        {"created": "1000"},
+        {"created": 1.5},
+        {"created": -1},
+        {"created": True},
+        {"created": 10**30},
+        {"data": None},
+        {"data": []},
+        {"data": {}},
+        {"data": {"object": None}},
+        {"data": {"object": []}},
+        {"data": {"object": {}}},
+    ):
         unreadable(json.dumps({**json.loads(GOOD), **changes}).encode())
     for thing in (
-        {"id": None}, {"id": 5}, {"id": "\u0000"}, {"status": None}, {"status": 1}, {"status": ""}, {"status": "\ud800"},
-    ):  # fmt: skip
+        {"id": None},
+        {"id": 5},
+        {"id": "\u0000"},
+        {"status": None},
+        {"status": 1},
+        {"status": ""},
+        {"status": "\ud800"},
+    ):
         event = json.loads(GOOD)
         event["data"]["object"] |= thing
         unreadable(json.dumps(event).encode())
