@@ -195,3 +195,9 @@ async def test_while_stripe_cannot_be_asked_an_events_own_word_counts(scene: Sce
     for event in (event_of("evt_2", f"{kind}.updated", 50, active), event_of("evt_1", f"{kind}.created", 50, first)):
         assert (await deliver(scene.here, event, SECRET)).status == 200
     assert (await scene.standing("a"))["status"] == "active"
+
+
+async def test_the_document_has_the_billing_endpoints_and_the_keys_of_a_409(scene: Scene) -> None:
+    document = await (await scene.here.app.get("/v1/openapi.json")).json()
+    assert {CHECKOUT, PORTAL, "/webhooks/stripe"} <= set(document["paths"])
+    assert "portal_url" in document["components"]["schemas"]["Error"]["properties"]
