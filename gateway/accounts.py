@@ -20,13 +20,14 @@ is the sum of the committed events. The steps are in migrations/0006_usage_funct
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import asyncpg
 import structlog
@@ -93,6 +94,7 @@ class Accounts:
         self._clock = clock
         self._living: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._recent: OrderedDict[str, Account] = OrderedDict()
+        self._endings: WeakKeyDictionary[Account, asyncio.TimerHandle] = WeakKeyDictionary()
         self._due: dict[str, Account] = {}
         self._refreshing = False
         self._refresh_after = float("-inf")
@@ -207,6 +209,26 @@ class Accounts:
             account.limits = limits
             account.version = row["facts_version"]
             account.loaded = now
+            self._end_plan_in(account, row["plan_left_s"])
+
+    def _end_plan_in(self, account: Account, left_s: float | None) -> None:
+        """The stored plan counts for so long (None: without end), and no call admitted later has it any more."""
+        ending = self._endings.pop(account, None)
+        if ending is not None:
+            ending.cancel()
+        if left_s is not None:
+            # The timer does not keep the account; one that is forgotten is read anew, and finds its plan over.
+            self._endings[account] = asyncio.get_running_loop().call_later(left_s, self._end_plan, ref(account))
+
+    def _end_plan(self, forgettable: ref[Account]) -> None:
+        account = forgettable()
+        if account is not None:
+            self._endings.pop(account, None)
+            account.stored_plan = None
+            plan = self._rules().plan_of(None)
+            account.plan = plan.name
+            account.limits = effective_limits(account.own, plan.budgets)
+            account.admission = None
 
 
 def _own_limits(budgets: str | None) -> tuple[BudgetLimit, ...]:

@@ -1,4 +1,4 @@
-"""The ``castgate`` command: serve, check, migrate.
+"""The ``castgate`` command: serve, check, migrate, billing sync.
 
 Exit codes: 0 done or stopped as asked; 1 it could not be done, the reason is on standard error; 2 the command line is
 wrong; 130 stopped at once by a second signal. Nothing that an operator can get wrong ends in a traceback.
@@ -15,6 +15,8 @@ import click
 import structlog
 
 from gateway import log, migrate
+from gateway.billing_sync import FAULTS, AlreadySyncingError
+from gateway.billing_sync_command import sync_from_command
 from gateway.config import ConfigError, Loaded, load
 from gateway.listening import ListenError
 from gateway.metrics import build_version
@@ -59,6 +61,7 @@ def main() -> None:
     Examples
       castgate check                     is the configuration right?
       castgate migrate                   make Castgate's tables, once
+      castgate billing sync              read from Stripe what webhooks have missed
       castgate serve --workers 4         serve until Ctrl-C
     """
 
@@ -167,6 +170,41 @@ def migrate_command(
         click.echo("dry run: nothing was changed")
 
 
+@main.group("billing", short_help="What Castgate knows from Stripe.")
+def billing_group() -> None:
+    """What Castgate knows of subscriptions, from Stripe."""
+
+
+@billing_group.command("sync", short_help="Read subscriptions and missed events again.")
+@_config_option
+def sync_command(config: Path) -> None:
+    """Read from Stripe what webhooks may have missed: events of the last days, and every subscription; repair what is
+    stored. Safe at any time, beside a gateway that serves, and more than once.
+
+    \b
+    Examples
+      castgate billing sync
+    """
+    try:
+        loaded = load(config, os.environ)
+    except ConfigError as error:
+        _fail(str(error))
+    log.configure(loaded.settings.log.level, loaded.settings.log.format)
+    if not loaded.billing_enabled:
+        _fail("\n".join(f"castgate: {warning}" for warning in loaded.warnings) or "castgate: billing is off")
+    try:
+        report = asyncio.run(sync_from_command(loaded))
+    except AlreadySyncingError:
+        _fail("castgate: a sync is at work, or has just been done; try again in a minute")
+    except FAULTS as error:
+        _fail(f"castgate: {type(error).__name__.removesuffix('Error')}: {error}")
+    click.echo(
+        f"{report.events_missed} missed events handled (of {report.events_seen}), "
+        f"{report.subscriptions_repaired} subscriptions repaired (of {report.subscriptions_seen}), "
+        f"{report.skipped} skipped"
+    )
+
+
 def _fail(message: str) -> NoReturn:
     click.echo(message, err=True)
     raise SystemExit(EXIT_FAILED)
@@ -184,9 +222,11 @@ def _summary(loaded: Loaded) -> Iterable[str]:
     yield "everything else is relayed untouched"
     yield ""
     yield from _table(
-        ("PLAN", "BUDGETS", "RATE LIMITS"),
+        ("PLAN", "BUDGETS", "RATE LIMITS", "STRIPE PRICE"),
         [_plan_row(plan, is_default=plan.name == rules.default_plan) for plan in rules.plans.values()],
     )
+    yield ""
+    yield f"billing is {'on' if loaded.billing_enabled else 'off'}"
 
 
 def _policy_row(policy: Policy) -> tuple[str, ...]:
@@ -212,6 +252,7 @@ def _plan_row(plan: Plan, *, is_default: bool) -> tuple[str, ...]:
         f"{plan.name} (default)" if is_default else plan.name,
         "; ".join(_budget_text(budget) for budget in plan.budgets) or "none",
         "; ".join(f"{name}: {limit}" for name, limit in plan.rate_limits.items()) or "as the policy says",
+        plan.stripe_price or "none",
     )
 
 

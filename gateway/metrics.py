@@ -103,6 +103,10 @@ _DECLARED = (
     _histogram("castgate_ledger_flush_duration_seconds", "Time of one ledger transaction."),
     _histogram("castgate_ledger_batch_size", "Events written by one ledger transaction.", bounds=BATCH_BOUNDS),
     _counter("castgate_ledger_failures_total", "Ledger writes that failed, by what failed.", "reason"),
+    # Billing.
+    _gauge("castgate_billing_enabled", "1 if billing is on, else 0.", merge="max"),
+    _counter("castgate_billing_requests_total", "Calls for a checkout or portal page, by result.", "page", "result"),
+    _counter("castgate_billing_syncs_total", "Re-readings of all subscriptions, by result (ok, error).", "result"),
     # Stores and processes.
     _gauge("castgate_store_up", "1 if the store answers every worker that asked it, else 0.", "store", merge="min"),
     _counter("castgate_store_errors_total", "Calls to a store that failed.", "store", "reason"),

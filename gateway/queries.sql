@@ -5,14 +5,17 @@
 
 -- name: load_facts
 -- Plan, facts version and own budgets of accounts ($1 text[]), all of one snapshot: budgets are never newer than the
--- version they are read with. Accounts without a row in billing_accounts have version 0.
-SELECT asked.account_id, billing.plan, coalesce(billing.facts_version, 0) AS facts_version,
+-- version they are read with. Accounts without a row in billing_accounts have version 0. A plan whose time is over is
+-- NULL; one that will end says in how many seconds.
+SELECT asked.account_id, coalesce(billing.facts_version, 0) AS facts_version,
+       CASE WHEN billing.plan_until <= now() THEN NULL ELSE billing.plan END AS plan,
+       CASE WHEN billing.plan_until > now() THEN extract(epoch FROM billing.plan_until - now())::float8 END AS plan_left_s,
        (SELECT json_agg(json_build_array(budget.period, budget.hard_limit_microcents, budget.time_zone, budget.week_start))
         FROM budgets AS budget
         WHERE budget.account_id = asked.account_id) AS budgets
 FROM unnest($1::text[]) AS asked(account_id)
 LEFT JOIN LATERAL (
-    SELECT plan, facts_version FROM billing_accounts WHERE account_id = asked.account_id
+    SELECT plan, plan_until, facts_version FROM billing_accounts WHERE account_id = asked.account_id
     LIMIT 1  -- one lookup by key for each account: without it the planner may prefer to read the whole table
 ) AS billing ON true;
 
@@ -33,7 +36,7 @@ SELECT * FROM castgate_record_usage(
 -- name: budgets_of_account
 -- Hosted endpoints: an account's plan and own budgets ($1 account), of one snapshot. At least one row comes back; where
 -- there is no budget its period is NULL.
-SELECT billing.plan, budget.period, budget.hard_limit_microcents, budget.soft_limit_microcents, budget.time_zone,
+SELECT CASE WHEN billing.plan_until <= now() THEN NULL ELSE billing.plan END AS plan, budget.period, budget.hard_limit_microcents, budget.soft_limit_microcents, budget.time_zone,
        budget.week_start
 FROM (VALUES ($1::text)) AS asked(account_id)
 LEFT JOIN billing_accounts AS billing USING (account_id)
@@ -106,3 +109,124 @@ CROSS JOIN LATERAL (
 WHERE $5::date IS NULL OR span.day < $5 OR (span.day = $5 AND events.policy > $6::text COLLATE "C")
 ORDER BY span.day DESC, events.policy
 LIMIT $7;
+
+-- name: billing_lock_timeout
+-- Billing: how long this transaction waits for a row that another one has locked.
+SET LOCAL lock_timeout = '1s';
+
+-- name: stripe_account
+-- Billing: whose an event is: of the subscription ($1), else of the customer ($2), else of the account that the gateway
+-- once wrote into the object's metadata ($3); no row where nobody's.
+SELECT account_id FROM (
+    SELECT 1 AS place, account_id FROM stripe_subscriptions WHERE id = $1
+    UNION ALL SELECT 2, account_id FROM billing_accounts WHERE stripe_customer_id = $2
+    UNION ALL SELECT 3, $3 WHERE $3::text IS NOT NULL
+) AS found
+ORDER BY place LIMIT 1;
+
+-- name: stripe_event_insert
+-- Billing: an event ($1 id, $2 type, $3 created, $4 account, $5 subscription, $6 status it tells); no row where it was
+-- handled before. Waits for another transaction that is handling it.
+INSERT INTO stripe_events (id, type, created_s, account_id, subscription_id, status)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: stripe_event_account
+-- Billing: account and facts version of an event ($1) that was handled before; the account's, not those of its time.
+SELECT account_id, billing.facts_version
+FROM stripe_events AS event JOIN billing_accounts AS billing USING (account_id)
+WHERE event.id = $1;
+
+-- name: stripe_events_unknown
+-- Billing: which of the events ($1 text[]) were never handled.
+SELECT asked.id FROM unnest($1::text[]) AS asked(id)
+WHERE NOT EXISTS (SELECT FROM stripe_events AS event WHERE event.id = asked.id);
+
+-- name: billing_account_lock
+-- Billing: the row of an account ($1), made where there was none, and locked: all that changes its billing goes one by one.
+INSERT INTO billing_accounts AS billing (account_id) VALUES ($1)
+ON CONFLICT (account_id) DO UPDATE SET updated_at = billing.updated_at
+RETURNING stripe_customer_id, stripe_subscription_id, plan, status, facts_version, plan_until, customer_attempt;
+
+-- name: stripe_subscriptions_of
+-- Billing: the subscriptions of an account ($1). past_due_s is when the first payment failed since one last succeeded.
+SELECT id, customer_id, status, prices, started_s, period_start_s, period_end_s, cancels, event_created_s, revision,
+       coalesce(
+           (SELECT min(due.created_s) FROM stripe_events AS due
+            WHERE due.subscription_id = known.id AND due.status = 'past_due' AND due.created_s >= coalesce(
+                (SELECT max(other.created_s) FROM stripe_events AS other
+                 WHERE other.subscription_id = known.id AND other.status <> 'past_due'), 0)),
+           nullif(event_created_s, 0),
+           nullif(period_start_s, 0),
+           started_s
+       ) AS past_due_s
+FROM stripe_subscriptions AS known
+WHERE account_id = $1
+ORDER BY id;
+
+-- name: stripe_subscription_write
+-- Billing: what is now known of a subscription ($1 id, $2 account, $3 customer, $4 status, $5 prices, $6 started, $7 and
+-- $8 period, $9 cancels, $10 newest event).
+INSERT INTO stripe_subscriptions AS known
+    (id, account_id, customer_id, status, prices, started_s, period_start_s, period_end_s, cancels, event_created_s)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT (id) DO UPDATE SET
+    customer_id = coalesce(excluded.customer_id, known.customer_id), status = excluded.status, prices = excluded.prices,
+    started_s = excluded.started_s, period_start_s = excluded.period_start_s, period_end_s = excluded.period_end_s,
+    cancels = excluded.cancels, event_created_s = excluded.event_created_s, revision = known.revision + 1,
+    updated_at = now();
+
+-- name: billing_account_write
+-- Billing: what an account's ($1) subscriptions come to ($2 customer, $3 subscription, $4 plan, $5 status, $6 until when
+-- the plan is kept, seconds since 1970 or NULL). The facts version rises where anything changes, and comes back.
+UPDATE billing_accounts AS billing SET
+    stripe_customer_id = coalesce(billing.stripe_customer_id, $2), stripe_subscription_id = $3, plan = $4, status = $5,
+    plan_until = to_timestamp($6::bigint), updated_at = now(),
+    facts_version = billing.facts_version + CASE
+        WHEN (billing.plan, billing.status, billing.stripe_subscription_id, billing.plan_until)
+             IS DISTINCT FROM ($4, $5, $3, to_timestamp($6::bigint)) THEN 1 ELSE 0 END
+WHERE account_id = $1
+RETURNING facts_version;
+
+-- name: billing_customer_link
+-- Billing: the customer ($2) of an account ($1), unless it has one.
+UPDATE billing_accounts SET stripe_customer_id = $2, updated_at = now()
+WHERE account_id = $1 AND stripe_customer_id IS NULL;
+
+-- name: billing_customer
+-- Billing: customer of an account ($1), the number of the attempt at making one, and where its billing stands.
+SELECT stripe_customer_id, customer_attempt, status, stripe_subscription_id FROM billing_accounts WHERE account_id = $1;
+
+-- name: billing_customer_keep
+-- Billing: the customer ($2) that Stripe made for an account ($1); the first one stays, and comes back.
+INSERT INTO billing_accounts AS billing (account_id, stripe_customer_id) VALUES ($1, $2)
+ON CONFLICT (account_id) DO UPDATE SET
+    stripe_customer_id = coalesce(billing.stripe_customer_id, excluded.stripe_customer_id), updated_at = now()
+RETURNING stripe_customer_id;
+
+-- name: billing_customer_anew
+-- Billing: the account's ($1) customer ($2, or NULL) cannot be used, or attempt $3 at making one has failed for good: the
+-- next attempt has another idempotency key. Does nothing where somebody else was faster.
+INSERT INTO billing_accounts AS billing (account_id, customer_attempt) VALUES ($1, 1)
+ON CONFLICT (account_id) DO UPDATE SET
+    stripe_customer_id = NULL, customer_attempt = billing.customer_attempt + 1, updated_at = now()
+WHERE billing.stripe_customer_id IS NOT DISTINCT FROM $2 AND billing.customer_attempt = $3;
+
+-- name: stripe_known_subscriptions
+-- Billing: status, prices and revision of subscriptions ($1 text[]).
+SELECT id, status, prices, revision FROM stripe_subscriptions WHERE id = ANY($1::text[]);
+
+-- name: stripe_newest_event
+-- Billing: when the newest event that was handled happened; NULL where none was.
+SELECT max(created_s) FROM stripe_events;
+
+-- name: stripe_sync_lease
+-- Billing: the right to re-read everything, for $1 seconds; no row while somebody else has it.
+INSERT INTO stripe_sync AS sync (leased_until) VALUES (now() + make_interval(secs => $1))
+ON CONFLICT (one) DO UPDATE SET leased_until = excluded.leased_until WHERE sync.leased_until <= now()
+RETURNING leased_until;
+
+-- name: stripe_sync_done
+-- Billing: gives the right back, but not before $1 seconds from now.
+UPDATE stripe_sync SET leased_until = now() + make_interval(secs => $1);

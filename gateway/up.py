@@ -1,8 +1,8 @@
 """``./dev up``: Castgate and all that it needs, on one machine, out of one folder.
 
 Started in this order, and stopped in the reverse one: Postgres, Redis, the demo account (and with it Phase 1's
-tables), our own tables, the stand-in for Phase 1, the gateway. What the environment names by DATABASE_URL, REDIS_URL
-or UPSTREAM_URL is used instead of being started.
+tables), our own tables, the stand-ins for Phase 1 and for Stripe, the gateway. What the environment names by
+DATABASE_URL, REDIS_URL, UPSTREAM_URL, or STRIPE_API_BASE or STRIPE_SECRET_KEY, is used instead of being started.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ import contextlib
 import http.client
 import json
 import os
-import secrets
+import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from gateway.children import ChildError, Children, Stopped
 from gateway.embedded import HOST, EmbeddedError, embedded_postgres, embedded_redis, exclusive, free_port
 from gateway.listening import ListenError, listen
 from gateway.progress import LogPump, Progress
+from gateway.up_stripe import StripeChoice, choose_stripe, price_words
 
 ROOT = Path(__file__).resolve().parent.parent
 # The gateway ends by itself when its drain time-out is over, whatever that is set to; this is for one that hangs.
@@ -34,10 +35,8 @@ STUB_STOP_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 1.0
 SIGNAL_POLL_S = 0.05
 TAIL_LINES = 15
-STUB = "Phase 1 stub"
-STUB_READY = b"upstream_stub ready on "
-# Nobody listens on the discard port: a demo without a Stripe key of its own never talks to the real Stripe.
-NO_STRIPE = "http://127.0.0.1:9"
+PHASE_1 = "Phase 1 stub"
+STRIPE = "Stripe stub"
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
@@ -101,21 +100,21 @@ class _Up:
         self._start_stores(stack)
         account = self._make_account()
         self._migrate()
-        self._start_services(stack, base_url, admin_url)
+        stripe = self._start_services(stack, base_url, admin_url)
 
         stack.callback(demo.unlink, missing_ok=True)
         told = {
             "base_url": base_url,
             "admin_url": admin_url,
             "upstream_url": self._environment["UPSTREAM_URL"],
-            "stripe_url": None,
+            "stripe_url": stripe.url,
             "database_url": self._environment["DATABASE_URL"],
             "redis_url": self._environment["REDIS_URL"],
             "api_key": account["api_key"],
             "account_id": account["account_id"],
         }
         _write_privately(demo, json.dumps(told, indent=2) + "\n")
-        self._invite(base_url, admin_url, account["api_key"])
+        self._invite(base_url, admin_url, account["api_key"], can_pay=stripe.can_pay)
         took_s = time.monotonic() - progress.started_s
         progress.say(f"ready on {base_url} (admin {admin_url}) in {took_s:.1f} s; all addresses: {demo}")
 
@@ -192,42 +191,73 @@ class _Up:
         finally:
             task.cancel()
 
-    def _start_services(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> None:
-        """The stand-in for Phase 1 and the gateway, side by side: most of both starts is importing."""
-        log = self._folder / "upstream_stub.log"
+    def _start_services(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> StripeChoice:
+        """The stand-ins and the gateway, side by side: most of their starts is importing."""
         given_url = self._environment.get("UPSTREAM_URL", "").strip()
         if not given_url:
-            self._spawn_stub(stack, log)
+            port = free_port()
+            self._spawn_stub(stack, PHASE_1, "upstream_stub", port)
+            self._environment["UPSTREAM_URL"] = _url(HOST, port)
+        stripe_port = self._stripe_port()
+        stripe = choose_stripe(self._environment, _url(HOST, stripe_port))
+        self._fill_in(stripe.defaults)
+        if stripe.starts_stub:
+            self._spawn_stripe(stack, stripe_port, base_url)
         self._spawn_gateway(stack, base_url, admin_url)
-        with self._progress.step("Phase 1" if given_url else STUB) as step:
-            try:
-                self._children.wait_until(STUB, lambda: bool(given_url) or STUB_READY in log.read_bytes())
-            except ChildError as error:
-                if not log.exists():
-                    raise
-                tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-                raise UpError("\n    ".join([f"{error}; the end of {log}:", *tail])) from None
+
+        with self._progress.step("Phase 1" if given_url else PHASE_1) as step:
+            if not given_url:
+                self._await_stub(PHASE_1, "upstream_stub")
             step.detail = self._environment["UPSTREAM_URL"]
+        with self._progress.step(STRIPE if stripe.starts_stub else "Stripe") as step:
+            if stripe.starts_stub:
+                self._await_stub(STRIPE, "stripe_stub")
+            step.detail = stripe.detail
         with self._progress.step("gateway") as step:
             self._children.wait_until("gateway", lambda: _all_workers_are_ready(admin_url))
             step.detail = base_url
+        return stripe
 
-    def _spawn_stub(self, stack: contextlib.ExitStack, log: Path) -> None:
-        port = free_port()
-        words = ("-m", "upstream_stub", "--port", str(port))
-        with log.open("wb") as output:
+    def _spawn_stub(self, stack: contextlib.ExitStack, name: str, module: str, port: int, *more: str) -> None:
+        words = ("-m", module, "--port", str(port), *more)
+        with self._log_of(module).open("wb") as output:
             stack.enter_context(
-                self._children.running(STUB, *words, stop_timeout_s=STUB_STOP_TIMEOUT_S, stdout=output, stderr=output)
+                self._children.running(name, *words, stop_timeout_s=STUB_STOP_TIMEOUT_S, stdout=output, stderr=output)
             )
-        self._environment["UPSTREAM_URL"] = _url(HOST, port)
+
+    def _spawn_stripe(self, stack: contextlib.ExitStack, port: int, base_url: str) -> None:
+        """It signs with STRIPE_WEBHOOK_SECRET, which it reads from the environment as the gateway does."""
+        more = ["--webhook-url", f"{base_url}/webhooks/stripe", *price_words(self._environment)]
+        if not self._options.ephemeral:
+            (self._folder / "stripe-port").write_text(f"{port}\n")
+            more += ["--data", str(self._folder / "stripe.json")]
+        self._spawn_stub(stack, STRIPE, "stripe_stub", port, *more)
+
+    def _stripe_port(self) -> int:
+        """The one of last time where it is free, so that a checkout page of then can still be paid; else any."""
+        with contextlib.suppress(OSError, ValueError, OverflowError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, int((self._folder / "stripe-port").read_text())))
+            return int(probe.getsockname()[1])
+        return free_port()
+
+    def _log_of(self, module: str) -> Path:
+        return self._folder / f"{module}.log"
+
+    def _await_stub(self, name: str, module: str) -> None:
+        """Until it says on its log that it is ready; UpError shows the end of that log where it does not."""
+        log = self._log_of(module)
+        try:
+            self._children.wait_until(name, lambda: f"{module} ready on ".encode() in log.read_bytes())
+        except ChildError as error:
+            tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            raise UpError("\n    ".join([f"{error}; the end of {log}:", *tail])) from None
 
     def _spawn_gateway(self, stack: contextlib.ExitStack, base_url: str, admin_url: str) -> None:
         ports = [str(urlsplit(url).port) for url in (base_url, admin_url)]
         arguments = ["--port", ports[0], "--admin-port", ports[1]]  # they win over a config.yaml that was changed
         if self._options.workers:
             arguments += ["--workers", str(self._options.workers)]
-        for variable, value in self._defaults().items():
-            self._environment.setdefault(variable, value)
         pump = LogPump()
         stack.callback(pump.finish)
         stack.enter_context(
@@ -240,27 +270,30 @@ class _Up:
             )
         )
 
-    def _defaults(self) -> dict[str, str]:
+    def _fill_in(self, stripe: Mapping[str, str]) -> None:
         """What the demo sets where nobody has; a variable that is set, even to nothing, stays."""
-        defaults = {"COST_PER_CAST_CENTS": "1", "METRICS_PUBLIC": "true"}
-        if "STRIPE_SECRET_KEY" not in self._environment:
-            defaults |= {"STRIPE_SECRET_KEY": "sk_test_castgate_demo", "STRIPE_API_BASE": NO_STRIPE}
-        if "STRIPE_WEBHOOK_SECRET" not in self._environment:
-            defaults["STRIPE_WEBHOOK_SECRET"] = f"whsec_{secrets.token_hex(16)}"
+        defaults = {"COST_PER_CAST_CENTS": "1", "METRICS_PUBLIC": "true", **stripe}
         if sys.stderr.isatty():
             defaults["LOG_FORMAT"] = "console"
-        return defaults
+        for variable, value in defaults.items():
+            self._environment.setdefault(variable, value)
 
-    def _invite(self, base_url: str, admin_url: str, api_key: str) -> None:
+    def _invite(self, base_url: str, admin_url: str, api_key: str, *, can_pay: bool) -> None:
         auth = f"-H 'Authorization: Bearer {api_key}'"
         typed = "-H 'Content-Type: application/json'"
         budget = json.dumps({"period": "daily", "hard_limit_cents": 3})
+        paying = (
+            ("pay", f"curl -X POST {base_url}/v1/billing/checkout {auth}"),
+            ("", "its answer has a url: open it, press Pay, and the budgets are the plan pro's"),
+            ("cancel", f"curl -X POST {base_url}/v1/billing/portal {auth}"),
+        )
         for what, words in (
             ("", ""),
             ("cast", f"curl -i {base_url}/v1/cast {auth} {typed} -d '{json.dumps({'input': 'lumos'})}'"),
             ("usage", f"curl {base_url}/v1/usage {auth}"),
             ("budgets", f"curl {base_url}/v1/budgets {auth}"),
             ("set a budget", f"curl {base_url}/v1/budgets {auth} {typed} -d '{budget}'"),
+            *(paying if can_pay else ()),
             ("metrics", f"curl {admin_url}/metrics"),
             ("stop", "Ctrl-C"),
             ("", ""),
@@ -318,9 +351,10 @@ def _write_privately(path: Path, text: str) -> None:
 )
 @click.option("--ephemeral", is_flag=True, help="Begin with empty stores, and keep nothing of them.")
 def main(port: int, admin_port: int, workers: int | None, data_dir: Path, ephemeral: bool) -> None:
-    """Castgate with everything it needs: embedded Postgres and Redis, a stand-in for Phase 1, a demo account.
+    """Castgate with all it needs: embedded Postgres and Redis, stand-ins for Phase 1 and Stripe, a demo account.
 
-    DATABASE_URL, REDIS_URL and UPSTREAM_URL name ones to use instead. Port 0 takes any free one.
+    DATABASE_URL, REDIS_URL, UPSTREAM_URL and STRIPE_API_BASE name ones to use instead; with a STRIPE_SECRET_KEY
+    payments go to the real Stripe. Port 0 takes any free one.
     """
     options = Options(port=port, admin_port=admin_port, workers=workers or 0, data_dir=data_dir, ephemeral=ephemeral)
     sys.exit(_Up(options).run())

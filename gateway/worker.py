@@ -21,14 +21,18 @@ import uvloop
 from gateway import accepted, log
 from gateway.accounts import Accounts
 from gateway.admission import Admission
+from gateway.billing import Billing
+from gateway.billing_sync import sync_at_start
 from gateway.config import ConfigError, Loaded, Settings, load
 from gateway.database import Database, StoreError
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
 from gateway.hosted.services import Services
+from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
 from gateway.metrics import Metrics, exposition
+from gateway.payments import Payments
 from gateway.policy.rules import Rules
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
@@ -94,6 +98,9 @@ class Worker:
         )
         self._ledger.on_committed = self._admission.posted
         self._ledger.on_dropped = self._admission.dropped
+        self._payments = Payments(settings.billing) if loaded.billing_enabled else None
+        self._metrics.gauge("castgate_billing_enabled").set(int(loaded.billing_enabled))
+        self._billing = self._new_billing(self._payments) if self._payments else None
         self._hosted = HostedServer(self._services(), self._tasks)
         self._relay = self._new_relay()
         self._server: asyncio.Server | None = None
@@ -112,6 +119,17 @@ class Worker:
             settings=lambda: self._settings,
             render_metrics=lambda accept: exposition(runtime_dir, accept),
             now_ms=wall_clock_ms,
+            billing=self._billing,
+            webhooks=Webhooks(self._settings.billing.stripe_webhook_secrets, self._metrics) if self._billing else None,
+        )
+
+    def _new_billing(self, payments: Payments) -> Billing:
+        return Billing(
+            database=self._database,
+            payments=payments,
+            rules=self._current_rules,
+            tell=self._admission.facts_changed,
+            grace_days=self._settings.billing.grace_days,
         )
 
     def _new_relay(self) -> Relay:
@@ -156,6 +174,8 @@ class Worker:
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("database.probe", self._probe_database())
+        if self._billing is not None:
+            self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
         listener.setblocking(False)
         self._server = await asyncio.get_running_loop().create_server(
@@ -196,6 +216,8 @@ class Worker:
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
         await self._tasks.drain(0)
+        if self._payments is not None:
+            await self._payments.close()
         await self._database.close()
         self._metrics.close()
 

@@ -20,6 +20,7 @@ form of subscriptions, invoices and charges (`versions.py`).
 Pages
     /c/pay/{id}         checkout: Pay, pay with a card that is declined, pay by bank (confirmed later), cancel
     /p/session/{token}  portal: change the plan, cancel now or later, make the next payment fail or succeed, bill it
+    /shop, /shop/paid   where to lead back to, for a shop that has no page of its own
 
 Events go to every endpoint, signed as Stripe signs, until each has answered 2xx (`delivery.py`). Types:
     checkout.session.completed, .async_payment_succeeded, .async_payment_failed, .expired

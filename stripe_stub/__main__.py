@@ -109,8 +109,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="a file that keeps all over a restart")
     arguments = parser.parse_args()
-    if not arguments.webhook_secret and (secret := os.environ.get("STRIPE_WEBHOOK_SECRET", "").strip()):
-        arguments.webhook_secret = [secret]
+    if not arguments.webhook_secret:
+        secrets = os.environ.get("STRIPE_WEBHOOK_SECRET", "").split(",")  # several while one takes over from another
+        arguments.webhook_secret = [secret.strip() for secret in secrets if secret.strip()]
     if arguments.webhook_url and not arguments.webhook_secret:
         parser.error("--webhook-url needs --webhook-secret or STRIPE_WEBHOOK_SECRET")
     return arguments

@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from stripe_stub import checkout, customers, events, meters, payments, portal, prices, subscriptions
+from stripe_stub import checkout, customers, events, meters, payments, portal, prices, shop_page, subscriptions
 from stripe_stub.api import Api
 from stripe_stub.checkout_page import CheckoutPage
 from stripe_stub.completion import Completion
@@ -109,6 +109,8 @@ def build_app(settings: Settings) -> web.Application:
             web.post("/c/pay/{id}", checkout_page.submit),
             web.get("/p/session/{token}", portal_page.show),
             web.post("/p/session/{token}", portal_page.submit),
+            web.get("/shop", shop_page.show),
+            web.get("/shop/paid", shop_page.show_paid),
         ]
     )
     app.add_routes(Control(state, journal, deliveries, faults, api, start_over).routes())

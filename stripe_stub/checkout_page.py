@@ -88,10 +88,11 @@ class CheckoutPage:
 <div><label for="cvc">CVC</label><input id="cvc" name="cvc" autocomplete="off" value="123"></div>
 </div>
 {button("Pay" if not trial_days else "Start the trial", "how", "pay", main=True)}
+{link("Cancel", session["cancel_url"])}
+<h2>Try out</h2>
 {button("Pay with a card that is declined", "how", "declined")}
 {button("Pay by bank, confirmed later", "how", "later")}
-</form>
-{link("Cancel", session["cancel_url"])}"""
+</form>"""
 
 
 def success_address(session: Json) -> str:

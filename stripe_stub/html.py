@@ -13,30 +13,35 @@ _STYLE = """
   --line: #3a4057; --accent: #a9a5ff; --on-accent: #14122e; --bad: #ff9cb2; --good: #7fe0b3 } }
 * { box-sizing: border-box }
 body { margin: 0; padding: 2rem 1rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif }
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 main { max-width: 30rem; margin: 0 auto; padding: 2rem; background: var(--paper); border: 1px solid var(--line);
   border-radius: .75rem }
-h1 { margin: 0 0 .25rem; font-size: 1.25rem } h2 { margin: 2rem 0 .5rem; font-size: 1rem }
-p { margin: .25rem 0 1rem } .quiet { color: var(--quiet); font-size: .875rem }
-.amount { font-size: 2rem; font-weight: 600; margin: .5rem 0 1rem }
+h1 { margin: 0 0 1rem; font-size: 1.25rem } h2 { margin: 2rem 0 0; font-size: .875rem; color: var(--quiet) }
+p { margin: 0 0 1rem } .quiet { color: var(--quiet); font-size: .875rem; font-weight: 400 }
+.amount { font-size: 2rem; font-weight: 600; margin: -.75rem 0 1rem }
+main > .quiet { margin: 2rem 0 0; padding: 1rem 0 0; border-top: 1px solid var(--line) }
 label { display: block; margin: 1rem 0 .25rem; font-weight: 500 }
 input { width: 100%; padding: .625rem .75rem; border: 1px solid var(--quiet); border-radius: .375rem;
   background: transparent; color: inherit; font: inherit }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem } .pair > * { min-width: 0 }
 button, .button { display: block; width: 100%; margin: .75rem 0 0; padding: .75rem; border: 1px solid var(--quiet);
   border-radius: .375rem; background: transparent; color: inherit; font: inherit; text-align: center; cursor: pointer;
   text-decoration: none }
-button.main { border-color: var(--accent); background: var(--accent); color: var(--on-accent); font-weight: 600 }
+button.main { margin-top: 1.5rem; border-color: var(--accent); background: var(--accent); color: var(--on-accent);
+  font-weight: 600 }
 button:hover, .button:hover { border-color: var(--accent) } button.main:hover { opacity: .9 }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-.bad { color: var(--bad); font-weight: 500 } .good { color: var(--good); font-weight: 500 }
+.bad, .good { padding: .75rem; border: 1px solid; border-radius: .375rem; font-weight: 500 }
+.bad { color: var(--bad) } .good { color: var(--good) }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .25rem 1rem; margin: 0 } dt { color: var(--quiet) }
-dd { margin: 0; text-align: right; overflow-wrap: anywhere }
+dd { margin: 0; text-align: right }
 """
 # No form-action: it would also forbid the way back to the shop after paying.
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }

@@ -24,6 +24,7 @@ from gateway.config.scalars import (
     url,
     whole,
 )
+from gateway.policy.origins import origin_of
 
 # Each holds its own pools of connections to Postgres and Redis.
 WORKERS_MAX = 64
@@ -68,6 +69,30 @@ def _workers() -> BeforeValidator:
         return int(read_count(value))
 
     return BeforeValidator(read)
+
+
+def _return_url() -> BeforeValidator:
+    def read(value: object) -> str:
+        address = value.strip() if isinstance(value, str) else ""
+        if origin_of(address) is None:
+            raise expected("an http or https URL", value)
+        return address
+
+    return BeforeValidator(read)
+
+
+def _origin() -> BeforeValidator:
+    def read(value: object) -> str:
+        address = value.strip() if isinstance(value, str) else ""
+        origin = origin_of(address)
+        if origin is None or urlsplit(address).path.strip("/") or "?" in address or "#" in address:
+            raise expected("an origin such as https://shop.example", value)
+        return origin
+
+    return BeforeValidator(read)
+
+
+_RETURN_URL = _return_url()
 
 
 class Listen(Section):
@@ -240,8 +265,20 @@ class Billing(Section):
     # Several, separated by commas, while one takes over from another.
     stripe_webhook_secret: StripeWebhookSecret = None
     stripe_api_base: HttpUrl = "https://api.stripe.com"
+    # Stripe answers within a second or two; who waits for a payment page waits a little longer than for others.
+    connect_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="connect_timeout")
+    timeout_s: Annotated[float, duration_s("10ms", "20s")] = Field(
+        default=5.0, alias="timeout"
+    )  # of a call, retry included
     # The plan of accounts that have none.
     default_plan: Annotated[str, text("the name of a plan")] = "free"
+    # How long an unpaid plan is kept while Stripe tries to collect: most cards that fail are mended within days.
+    grace_days: Annotated[int, whole(0, 90)] = 7
+    # Where the payment page leads back to. Blank: our own front page, /, at the address of listen.
+    success_url: Annotated[str | None, optional(_RETURN_URL)] = None
+    cancel_url: Annotated[str | None, optional(_RETURN_URL)] = None
+    # Sites to which a request's own success_url, cancel_url and return_url may lead, as https://host or https://host:port.
+    return_origins: tuple[Annotated[str, _origin()], ...] = ()
 
     @property
     def stripe_webhook_secrets(self) -> tuple[str, ...]:

@@ -50,13 +50,16 @@ class RefusedError(Exception):
         *,
         problems: Sequence[Problem] = (),
         headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
+        """``extra`` are further keys of the answer, beside error, message and details."""
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.problems = problems
         self.headers = headers or {}
+        self.extra = extra or {}
 
 
 def invalid(*problems: Problem) -> RefusedError:
@@ -117,6 +120,7 @@ def refusal(refused: RefusedError) -> web.Response:
     body: dict[str, object] = {"error": refused.code, "message": refused.message}
     if refused.problems:
         body["details"] = [asdict(problem) for problem in refused.problems]
+    body.update(refused.extra)
     return answer(body, status=refused.status, headers=refused.headers)
 
 

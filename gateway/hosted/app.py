@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from gateway.database import StoreError
-from gateway.hosted import billing, budgets, openapi, scrape, usage
+from gateway.hosted import billing, budgets, openapi, scrape, usage, webhooks
 from gateway.hosted.answers import NO_STORE, Problem, RefusedError, failure, refusal, store_away
 from gateway.hosted.body import BODY_BYTES_MAX, too_large
 from gateway.hosted.services import SERVICES, Services
@@ -25,9 +25,9 @@ ROUTES: dict[str, dict[str, Handler]] = {
     },
     "/v1/usage": {"GET": usage.get_usage},
     "/v1/openapi.json": {"GET": openapi.get_document},
-    "/v1/billing/checkout": {"POST": billing.refuse_billing},
-    "/v1/billing/portal": {"POST": billing.refuse_billing},
-    "/webhooks/stripe": {"POST": billing.refuse_billing},
+    "/v1/billing/checkout": {"POST": billing.start_checkout},
+    "/v1/billing/portal": {"POST": billing.open_portal},
+    "/webhooks/stripe": {"POST": webhooks.take_event},
     scrape.PATH: {"GET": scrape.get_metrics},
 }
 _log = structlog.get_logger()

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.config.settings import Identity, Settings
 from gateway.hosted import usage
+from gateway.hosted.billing_body import KEY_LENGTH_MAX, CheckoutBody, PortalBody
 from gateway.hosted.budget_body import WEEKDAYS, BudgetBody
 from gateway.hosted.services import SERVICES
 from gateway.metrics import build_version
@@ -21,27 +22,36 @@ Json = dict[str, Any]
 
 _CENTS: Json = {"type": "number", "minimum": 0, "description": "Cents, exact to six decimals."}
 _INSTANT: Json = {"type": ["string", "null"], "format": "date-time"}
+_KEY: Json = {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": "^[!-~]+$"}
 _DAY: Json = {"type": "string", "format": "date"}
 
 
 async def get_document(request: web.Request) -> web.Response:
     """The document; public, and the same for everybody."""
-    settings = request.app[SERVICES].settings()
-    return web.Response(body=_document_bytes(settings), content_type="application/json")
+    services = request.app[SERVICES]
+    body = _document_bytes(services.settings(), with_billing=services.billing is not None)
+    return web.Response(body=body, content_type="application/json")
 
 
 @lru_cache(maxsize=2)
-def _document_bytes(settings: Settings) -> bytes:
-    return json.dumps(document(settings.identity, metrics_public=settings.metrics.public)).encode()
+def _document_bytes(settings: Settings, *, with_billing: bool) -> bytes:
+    public = settings.metrics.public
+    return json.dumps(document(settings.identity, metrics_public=public, with_billing=with_billing)).encode()
 
 
-def document(identity: Identity, *, metrics_public: bool) -> Json:
+def document(identity: Identity, *, metrics_public: bool, with_billing: bool = False) -> Json:
     """The OpenAPI document of a gateway that identifies its callers by ``identity``."""
     paths = {
         "/v1/budgets": _budget_paths(),
         "/v1/usage": {"get": _usage_operation()},
         "/v1/openapi.json": {"get": _document_operation()},
     }
+    if with_billing:
+        paths |= {
+            "/v1/billing/checkout": {"post": _checkout_operation()},
+            "/v1/billing/portal": {"post": _portal_operation()},
+            "/webhooks/stripe": {"post": _webhook_operation()},
+        }
     if metrics_public:
         paths["/metrics"] = {"get": _metrics_operation()}
     return {
@@ -58,6 +68,7 @@ def document(identity: Identity, *, metrics_public: bool) -> Json:
                 "Budget": _budget_schema(),
                 "Budgets": _object(account_id={"type": "string"}, plan={"type": "string"}, budgets=_list("Budget")),
                 "Usage": _usage_schema(),
+                **(_billing_schemas() if with_billing else {}),
                 "Error": _error_schema(),
             },
             "securitySchemes": _security_schemes(identity),
@@ -128,6 +139,54 @@ def _usage_operation() -> Json:
     )
 
 
+def _checkout_operation() -> Json:
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same key gives the same page.",
+        "schema": _KEY,
+    }
+    return _operation(
+        "startCheckout",
+        "A page of Stripe's on which the account subscribes to a plan",
+        {"200": _json("The page", "Checkout"), **_errors("404", "409", "422")},
+        parameters=[key],
+        requestBody={"content": {"application/json": {"schema": _ref("CheckoutBody")}}},
+    )
+
+
+def _portal_operation() -> Json:
+    return _operation(
+        "openPortal",
+        "A page of Stripe's on which the account changes or ends its subscription",
+        {"200": _json("The page", "Portal"), **_errors("404", "422")},
+        requestBody={"content": {"application/json": {"schema": _ref("PortalBody")}}},
+    )
+
+
+def _webhook_operation() -> Json:
+    """Security is the signature, which OpenAPI has no word for."""
+    signature = {"name": "Stripe-Signature", "in": "header", "required": True, "schema": {"type": "string"}}
+    return {
+        "operationId": "takeEvent",
+        "summary": "Where Stripe sends its events",
+        "parameters": [signature],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "responses": {"200": _json("Its effect is stored", "Received"), **_errors("400", "500", "503")},
+    }
+
+
+def _billing_schemas() -> Json:
+    address: Json = {"type": "string", "format": "uri"}
+    return {
+        "CheckoutBody": CheckoutBody.model_json_schema(),
+        "PortalBody": PortalBody.model_json_schema(),
+        "Checkout": _object(url=address, session_id={"type": "string"}),
+        "Portal": _object(url=address),
+        "Received": _object(received={"const": True}, result={"type": "string"}),
+    }
+
+
 def _document_operation() -> Json:
     answer = {"description": "This document", "content": {"application/json": {"schema": {"type": "object"}}}}
     return {"operationId": "getDocument", "summary": "This document", "responses": {"200": answer}}
@@ -149,13 +208,13 @@ def _operation(name: str, summary: str, responses: Json, **more: object) -> Json
 
 
 _ERRORS = {
-    "400": "invalid_request: the request has a shape that no request has",
+    "400": "invalid_request: the request has a shape that no request has; invalid_signature: it is not Stripe's",
     "401": "unauthorized: no credential, or one that nobody has",
     "404": "not_found",
     "409": "conflict",
-    "422": "unprocessable: a soft limit above the hard one, or a week_start in a budget that is not weekly",
+    "422": "unprocessable: well formed, and yet not possible; details say why",
     "500": "internal_error",
-    "503": "overloaded: a store is away; try again",
+    "503": "overloaded: a store is away; billing_unavailable: Stripe is away; try again",
 }
 
 
@@ -221,8 +280,14 @@ def _usage_schema() -> Json:
 
 def _error_schema() -> Json:
     problem = _object(field={"type": "string"}, found={"type": "string"}, expected={"type": "string"})
+    portal_url = {"type": "string", "format": "uri", "description": "With 409: where the subscription is changed."}
     return {
-        **_object(error={"type": "string"}, message={"type": "string"}, details={"type": "array", "items": problem}),
+        **_object(
+            error={"type": "string"},
+            message={"type": "string"},
+            details={"type": "array", "items": problem},
+            portal_url=portal_url,
+        ),
         "required": ["error", "message"],
     }
 

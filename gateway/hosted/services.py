@@ -11,8 +11,10 @@ from aiohttp import web
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
     from gateway.admission import Admission
+    from gateway.billing import Billing
     from gateway.config.settings import Settings
     from gateway.database import Database
+    from gateway.hosted.webhooks import Webhooks
     from gateway.identify import Identify
     from gateway.metrics import Exposition
     from gateway.policy.rules import Rules
@@ -30,6 +32,8 @@ class Services:
     settings: Callable[[], Settings]
     render_metrics: Callable[[str], Exposition]  # of the scraper's Accept field
     now_ms: Callable[[], int]
+    billing: Billing | None = None  # None: billing is off
+    webhooks: Webhooks | None = None  # there where billing is
 
 
 SERVICES = web.AppKey("services", Services)

@@ -54,9 +54,11 @@ def test_check_shows_routes_and_plans(config: Path) -> None:
         "any      /v1/keys/*  keys    SHADOW   free                 none",
         "everything else is relayed untouched",
         "",
-        "PLAN            BUDGETS                     RATE LIMITS",
-        "free (default)  monthly 500 cents           as the policy says",
-        "pro             daily 100 cents Asia/Tokyo  per-account: 600",
+        "PLAN            BUDGETS                     RATE LIMITS         STRIPE PRICE",
+        "free (default)  monthly 500 cents           as the policy says  none",
+        "pro             daily 100 cents Asia/Tokyo  per-account: 600    none",
+        "",
+        "billing is off",
     ]
     assert shown.stderr.splitlines()[0] == "warning: billing is off: STRIPE_SECRET_KEY is not set"
 

@@ -213,3 +213,8 @@ async def test_the_portal_of_one_customer_touches_no_other_s_subscription(
     async with stub.session.post(url, data={"subscription": subscription.id, "do": "cancel"}) as answer:
         assert answer.status == 400
     assert (await client.v1.subscriptions.retrieve_async(subscription.id)).status == "active"
+
+
+async def test_a_shop_without_a_page_of_its_own_has_one_here(stub: RunningStub) -> None:
+    assert "you have paid" in (await get(stub, f"{stub.base_url}/shop/paid")).text
+    assert "Back at the shop" in (await get(stub, f"{stub.base_url}/shop")).text

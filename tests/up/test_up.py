@@ -34,6 +34,33 @@ async def cast(demo: dict[str, str]) -> tuple[int, dict[str, str]]:
         return answer.status, await answer.json()
 
 
+async def pay_address(demo: dict[str, str]) -> str:
+    """As the printed curl gets it: without a body."""
+    headers = {"Authorization": f"Bearer {demo['api_key']}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{demo['base_url']}/v1/billing/checkout", headers=headers) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        return str((await answer.json())["url"])
+
+
+async def press_pay(url: str) -> None:
+    """Without a browser; with one: tests/billing/test_browser_story.py."""
+    form = {"how": "pay", "email": "demo@example.com", "card": "4242 4242 4242 4242"}
+    async with aiohttp.ClientSession() as session, session.post(url, data=form, allow_redirects=False) as answer:
+        assert answer.status == 303, await answer.text()
+
+
+async def plan(demo: dict[str, str]) -> str:
+    headers = {"Authorization": f"Bearer {demo['api_key']}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{demo['base_url']}/v1/budgets", headers=headers) as answer,
+    ):
+        return str((await answer.json())["plan"])
+
+
 async def charged_microcents(demo: dict[str, str], *, at_least: int) -> int:
     """What the ledger has for the demo account, once it has that much (it is written in batches)."""
     connection = await asyncpg.connect(demo["database_url"])
@@ -58,7 +85,7 @@ def test_the_demo_file_says_where_everything_is_to_its_owner_alone(shared: Up) -
         *("account_id", "admin_url", "api_key", "base_url"),
         *("database_url", "redis_url", "stripe_url", "upstream_url"),
     ]
-    assert demo["stripe_url"] is None
+    assert demo["stripe_url"].startswith("http://127.0.0.1:")
     assert shared.wait_for("ready ").startswith(f"ready on {demo['base_url']}")
 
 
@@ -66,6 +93,13 @@ def test_it_prints_what_to_curl(shared: Up) -> None:
     shown = "\n".join(shared.out)
     assert f"curl -i {shared.demo['base_url']}/v1/cast -H 'Authorization: Bearer {shared.demo['api_key']}'" in shown
     assert f"curl {shared.demo['admin_url']}/metrics" in shown
+
+
+async def test_what_it_prints_gives_an_address_to_pay_at(shared: Up) -> None:
+    demo = shared.demo
+    assert f"curl -X POST {demo['base_url']}/v1/billing/checkout -H 'Authorization: Bearer" in "\n".join(shared.out)
+    url = await pay_address(demo)
+    assert url.startswith(f"{demo['stripe_url']}/c/pay/cs_test_")
 
 
 def test_colours_are_for_terminals(shared: Up) -> None:
@@ -127,12 +161,35 @@ async def test_a_second_start_is_quick_and_finds_everything_again(tmp_path: Path
         assert await charged_microcents(again, at_least=1_000_000) == 1_000_000
 
 
+async def test_who_has_paid_keeps_the_plan_over_a_restart_and_can_still_cancel(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        first.wait_for("ready ")
+        assert await plan(first.demo) == "free"
+        await press_pay(await pay_address(first.demo))  # which waits for the webhook
+        assert await plan(first.demo) == "pro"
+        stripe_url = first.demo["stripe_url"]
+        assert first.stop() == 0
+    with up(tmp_path) as second:
+        second.wait_for("ready ")
+        demo = second.demo
+        assert (await plan(demo), demo["stripe_url"]) == ("pro", stripe_url)
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{stripe_url}/_stub/objects/subscription") as answer:
+                (subscription,) = (await answer.json())["data"]
+            async with session.post(f"{stripe_url}/_stub/subscriptions/{subscription['id']}/cancel") as answer:
+                assert answer.status == 200
+            async with session.post(f"{stripe_url}/_stub/delivery/wait") as answer:
+                assert await answer.json() == {"idle": True}
+        assert await plan(demo) == "free"
+
+
 def test_an_ephemeral_one_keeps_nothing(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral") as running:
         running.wait_for("ready ")
         assert running.stop(signal.SIGTERM) == 0
     kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert kept == {"lock", "ephemeral/postgres/lock", "ephemeral/redis/lock", "upstream_stub.log"}
+    logs = {"upstream_stub.log", "stripe_stub.log"}
+    assert kept == {"lock", "ephemeral/postgres/lock", "ephemeral/redis/lock", *logs}
 
 
 async def test_two_run_side_by_side_in_two_folders(shared: Up, tmp_path: Path) -> None:
@@ -161,6 +218,9 @@ async def test_given_stores_and_an_upstream_are_used_and_not_started(
 def test_a_variable_that_is_set_to_nothing_stays_so_and_the_warning_is_passed_on(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral", STRIPE_SECRET_KEY="") as running:
         running.wait_for("ready ")
+        assert running.demo["stripe_url"] is None
+        assert "billing/checkout" not in "".join(running.out)
+        assert running.wait_for("Stripe ").split(maxsplit=1)[1].startswith("none: STRIPE_SECRET_KEY is blank")
         assert running.stop() == 0
     warnings = [line for line in running.err if "billing is off" in line]
     assert len(warnings) == 1
@@ -176,6 +236,7 @@ def test_a_variable_that_is_set_to_nothing_stays_so_and_the_warning_is_passed_on
         ("demo account", signal.SIGHUP),
         ("migrations", signal.SIGTERM),
         ("Phase 1 stub", signal.SIGINT),
+        ("Stripe stub", signal.SIGTERM),
     ],
 )
 def test_a_signal_during_the_start_leaves_nothing_running(tmp_path: Path, moment: str, number: signal.Signals) -> None:
@@ -192,14 +253,15 @@ def test_nothing_outlives_it_even_if_it_is_killed(tmp_path: Path) -> None:
     with up(tmp_path) as running:
         running.wait_for("ready ")
         family = running.family()
-        assert len(family) >= 5  # Postgres and its own, Redis, the stub, the gateway and its worker
+        assert len(family) >= 6  # Postgres and its own, Redis, the stubs, the gateway and its worker
         running.stop(signal.SIGKILL)
         assert all_gone(family)
 
 
-@pytest.mark.parametrize("name", ["Redis", "Phase 1 stub", "gateway"])
+@pytest.mark.parametrize("name", ["Redis", "Phase 1 stub", "Stripe stub", "gateway"])
 def test_a_part_that_dies_is_reported_and_ends_the_rest(tmp_path: Path, name: str) -> None:
-    words = {"Redis": "redis-server", "Phase 1 stub": "-m upstream_stub", "gateway": "-m gateway serve"}
+    stubs = {"Phase 1 stub": "-m upstream_stub", "Stripe stub": "-m stripe_stub"}
+    words = {"Redis": "redis-server", "gateway": "-m gateway serve", **stubs}
     with up(tmp_path, "--ephemeral") as running:
         running.wait_for("ready ")
         family = running.family()
