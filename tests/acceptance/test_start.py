@@ -59,8 +59,10 @@ async def test_without_postgres_it_starts_degraded_and_casts_go_on(fleet: Fleet)
             assert await _cast(gateway, account) == 200
         status, body = await _ready(gateway)
         assert (status, body["status"]) == (200, "degraded")
-        failing = _events(gateway, "identify_failing")[0]
-        assert failing["error"] == f"Postgres at 127.0.0.1:{port}/castgate is away: Connection refused"
+        lost = _events(gateway, "store_lost")[0]
+        assert (lost["store"], lost["reason"], lost["level"]) == ("postgres", "Connection refused", "warning")
+        failing = str(_events(gateway, "identify_failing")[0]["error"])
+        assert failing.startswith(f"Postgres at 127.0.0.1:{port}/castgate is away: ")
         assert "secret" not in "".join(gateway.log)
 
 
