@@ -63,7 +63,7 @@ async def scene(database_url: str, redis_url: str) -> AsyncIterator[Scene]:
         async def gateway(worker_id: str) -> tuple[Gateway, Database]:
             database = Database.from_settings(settings.database, metrics)
             stack.push_async_callback(database.close)
-            stack.push_async_callback(tasks.drain, 5.0)
+            stack.push_async_callback(tasks.drain, 0.0)
             ledger = Ledger(database, settings.ledger, tasks, metrics)
             accounts = Accounts(database, lambda: RULES, tasks)
             admission = WatchedAdmission(

@@ -54,12 +54,16 @@ async def test_head_is_get_without_its_body(call: Call) -> None:
 
 
 async def test_billing_that_is_off_says_so(anyone: Anyone) -> None:
-    for path in ("/v1/billing/checkout", "/v1/billing/portal", "/webhooks/stripe"):
+    for path, hint in (
+        ("/v1/billing/checkout", "nothing was charged"),
+        ("/v1/billing/portal", "nothing was charged"),
+        ("/webhooks/stripe", "send the event again later"),
+    ):
         answer = await anyone.post(path, data=b"anything")
         assert answer.status == 503
         assert await answer.json() == {
             "error": "billing_disabled",
-            "message": "Billing is switched off on this gateway; nothing was charged.",
+            "message": f"Billing is switched off on this gateway; {hint}.",
         }
 
 
