@@ -169,20 +169,22 @@ class Deliveries:
         ):
             while True:
                 self._wake.clear()
-                for delivery in self._due():
+                # One reading of the clock for both: what comes due between two readings would be in neither.
+                now_s = time.time()
+                for delivery in self._due(now_s):
                     self._sending[delivery.endpoint] = self._sending.get(delivery.endpoint, 0) + 1
                     self._move(delivery, "sending")
                     group.create_task(self._attempt(session, delivery))
                 try:
-                    async with asyncio.timeout(self._next_due_in_s()):
+                    async with asyncio.timeout(self._next_due_in_s(now_s)):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
 
-    def _due(self) -> list[Delivery]:
+    def _due(self, now_s: float) -> list[Delivery]:
         """Those to start now, at most as many as the switches allow."""
-        now, switches = time.time(), self._switches
-        ready = [delivery for delivery in self._waiting.values() if delivery.due_s <= now]
+        switches = self._switches
+        ready = [delivery for delivery in self._waiting.values() if delivery.due_s <= now_s]
         chosen = [delivery for delivery in ready if delivery.asked_for]
         if switches.running:
             ordinary = [delivery for delivery in ready if not delivery.asked_for]
@@ -199,9 +201,8 @@ class Deliveries:
                     chosen.append(delivery)
         return chosen
 
-    def _next_due_in_s(self) -> float:
-        now = time.time()
-        later = [delivery.due_s - now for delivery in self._waiting.values() if delivery.due_s > now]
+    def _next_due_in_s(self, now_s: float) -> float:
+        later = [delivery.due_s - now_s for delivery in self._waiting.values() if delivery.due_s > now_s]
         return min(later, default=LONGEST_WAIT_S)
 
     async def _attempt(self, session: ClientSession, delivery: Delivery) -> None:

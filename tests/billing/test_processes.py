@@ -67,7 +67,8 @@ async def fleet(database_url: str, redis_url: str) -> AsyncIterator[Fleet]:
             stub_process("--price", "price_pro=4900:Pro", "--retry-first-s", "0.2")
         )
         session = await stack.enter_async_context(ClientSession(timeout=ClientTimeout(total=15)))
-        sync_stack = stack.enter_context(ExitStack())
+        sync_stack = ExitStack()
+        stack.callback(sync_stack.close)
         upstream = sync_stack.enter_context(upstream_process(database_url, redis_url, rate_limit_per_minute=0))
         await asyncio.to_thread(migrated, database_url)
         account = await create_account(database_url)
@@ -82,6 +83,8 @@ async def fleet(database_url: str, redis_url: str) -> AsyncIterator[Fleet]:
             "COST_PER_CAST_CENTS": "500",  # one cast is all that the free plan has a month
             "LOG_LEVEL": "debug",
         }
+        # Not on this thread: the link, which gateways need to write what they have, runs on its event loop.
+        stack.push_async_callback(asyncio.to_thread, sync_stack.close)
         gateways = [
             await asyncio.to_thread(
                 sync_stack.enter_context,

@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections import Counter
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import stripe
 
+import stripe_stub.delivery
 from tests.stripe_stub.receiver import Receiver
 from tests.stripe_stub.running import SECRET, RunningStub, endpoint, stub_here
 
@@ -48,6 +51,18 @@ async def test_an_event_that_waits_for_its_next_attempt_holds_up_no_other(
     await stub.control("PUT", "delivery", {"running": True})
     await stub.idle()
     assert receiver.ids == [ids[0], ids[1], ids[2], ids[0]]
+
+
+async def test_nothing_is_forgotten_that_comes_due_while_the_clock_is_read(
+    stub: RunningStub, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = count(time.time(), 0.01)  # a machine so busy that 10 ms pass from one reading to the next
+    monkeypatch.setattr(stripe_stub.delivery, "time", SimpleNamespace(time=lambda: next(readings)))
+    receiver.statuses = [500] * 40
+    await stub.control("PUT", "delivery", {"retry_first_s": 0.015, "retry_factor": 1.0, "attempts_max": 41})
+    (event,) = await make_events(stub, 1)
+    await stub.idle()
+    assert receiver.ids == [event] * 41
 
 
 async def test_attempts_are_given_up_some_day(stub: RunningStub, receiver: Receiver) -> None:
