@@ -52,11 +52,23 @@ class Ask:
 class Known:
     """What admission remembers of an account: its windows now, and the text that says so to the script."""
 
-    __slots__ = ("_batch", "_index", "generation", "lane", "limits", "rolling_until_s", "text", "version", "windows")
+    __slots__ = (
+        "_batch",
+        "_index",
+        "account_id",
+        "generation",
+        "lane",
+        "limits",
+        "rolling_until_s",
+        "text",
+        "version",
+        "windows",
+    )
 
     def __init__(
         self, account: "Account", lane: "Lane", windows: tuple[Window, ...], rolling_until_s: float = 0.0
     ) -> None:
+        self.account_id = account.account_id
         self.lane = lane
         self.generation = lane.generation
         self.version = account.version
@@ -120,17 +132,39 @@ def batch_text(number: int, epoch: int, beat: bool, asks: Sequence[Ask], settled
     """The script's first argument. ``number`` differs from that of every other batch of the process."""
     accounts: list[str] = []
     shapes: list[str] = []
-    calls = []
+    calls: list[str] = []
+    hold_ids: list[str] = []
+    first: Ask | None = None  # of the calls alike whose ids are being gathered
     for ask in asks:
-        known = ask.known
-        account = 0 if known is None else known.index_in(number, accounts)
-        shape = ask.shape.index_in(number, shapes)
-        weight = "" if ask.weight == 1 else f",{ask.weight}"
-        keys = _quoted(ask.rate_keys)
-        calls.append(f'[{account},{ask.hold_microcents},"{ask.hold_id}",{shape},[{keys}]{weight}]')
+        if first is not None:
+            if (
+                ask.known is first.known
+                and ask.shape is first.shape
+                and ask.hold_microcents == first.hold_microcents
+                and ask.rate_keys == first.rate_keys
+                and ask.weight == first.weight
+            ):
+                hold_ids.append(ask.hold_id)
+                continue
+            calls.append(_calls_text(number, first, hold_ids, accounts, shapes))
+        first = ask
+        hold_ids = [ask.hold_id]
+    if first is not None:
+        calls.append(_calls_text(number, first, hold_ids, accounts, shapes))
     return (
         f"[{epoch},{1 if beat else 0},[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}]"
     )
+
+
+def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str], shapes: list[str]) -> str:
+    known, keys = ask.known, ask.rate_keys
+    account = 0 if known is None else known.index_in(number, accounts)
+    shape = ask.shape.index_in(number, shapes)
+    # Nearly every limit is the account's.
+    is_own = known is not None and (keys == (known.account_id,) or not keys)
+    values = "0" if is_own else f"[{_quoted(keys)}]"
+    ids = '","'.join(hold_ids)
+    return f'[{account},{ask.hold_microcents},{shape},{ask.weight},{values},["{ids}"]]'
 
 
 def _quoted(values: tuple[str, ...]) -> str:

@@ -40,46 +40,63 @@ local function entry_outcome(entry)
   return outcome
 end
 
-local shapes = input[4]
+local entries, shapes = input[3], input[4]
 local own_book = book_of(worker)
+local reply = {now}
 
-local function decide(entry, amount, hold_id, shape, values, weight)
+-- The first window without room, or nil.
+local function budget_outcome(windows, used, held, amount)
+  for i, window in ipairs(windows) do
+    local taken = used[window[1]] + held
+    if taken + amount > window[4] then return {BUDGET, i - 1, taken} end
+  end
+end
+
+-- The first rate limit without room, or nil.
+local function rate_outcome(rows, states, weight)
+  for i, row in ipairs(rows) do
+    local wait = limiters[row[1]].wait(states[i], row, weight)
+    if wait > 0 then return {RATE, i - 1, wait} end
+  end
+end
+
+-- Like calls that came one after another; what they share is looked up once.
+local function decide(call)
+  local entry, amount, shape, weight, values, ids = entries[call[1]], call[2], shapes[call[3]], call[4], call[5], call[6]
   local account
   if entry then
     local outcome = entry_outcome(entry)
-    if outcome then return outcome end
-    account = entry.account
-    if amount > 0 then
-      local held = account.held
-      for i, window in ipairs(entry[3]) do
-        local taken = account.used[window[1]] + held
-        if taken + amount > window[4] then return {BUDGET, i - 1, taken} end
-      end
+    if outcome then
+      for _ = 1, #ids do reply[#reply + 1] = outcome end
+      return
     end
+    account = entry.account
   end
 
   local rows = shape[2]
-  local states = {}
-  for i, row in ipairs(rows) do
-    local state = limit_load(row, values[i])
-    local wait = limiters[row[1]].wait(state, row, weight)
-    if wait > 0 then return {RATE, i - 1, wait} end
-    states[i] = state
-  end
-
-  local slots
-  for i, row in ipairs(rows) do
-    limit_take(states[i], row, weight, hold_id)
-    if row[1] == 'c' then
-      slots = slots or {}
-      slots[#slots + 1] = string.sub(states[i].key, #prefix + 1)
+  local states, packed
+  local held = account and account.held
+  for _, id in ipairs(ids) do
+    local outcome = account and amount > 0 and budget_outcome(entry[3], account.used, held, amount)
+    if not outcome then
+      if not states then
+        states = {}
+        for i, row in ipairs(rows) do states[i] = limit_load(row, values == 0 and entry[1] or values[i]) end
+      end
+      outcome = rate_outcome(rows, states, weight)
     end
+    if not outcome then
+      outcome = 0
+      for i, row in ipairs(rows) do limit_take(states[i], row, weight, id) end
+      if id ~= '' then
+        if account then held = held + amount end
+        packed = packed or hold_packed(entry and entry[1] or '', amount, shape[1], slots_of(rows, states))
+        hold_new(own_book, id, packed)
+      end
+    end
+    reply[#reply + 1] = outcome
   end
-  if hold_id ~= '' then
-    if amount > 0 then account_hold(account, amount) end
-    hold_put(own_book, hold_id, {entry and entry[1] or '', amount, now, shape[1], slots})
-  end
-  return 0
+  if account and held ~= account.held then account_hold(account, held - account.held) end
 end
 
 -- A worker that lost its connection has a new one with a higher epoch. What it had sent on the old one and Redis reads only
@@ -89,11 +106,7 @@ if epoch and epoch > input[1] then return redis.error_reply('FENCED a newer conn
 
 if input[6] ~= 0 then settle(unpack(input[6])) end
 
-local entries = input[3]
-local reply = {now}
-for i, call in ipairs(input[5]) do
-  reply[i + 1] = decide(entries[call[1]], call[2], call[3], shapes[call[4]], call[5], call[6] or 1)
-end
+for _, call in ipairs(input[5]) do decide(call) end
 
 accounts_store()
 limits_store()

@@ -1,14 +1,17 @@
 -- Holds: hash cg:{p}:h:<worker>, hold id -> cmsgpack of [account id, amount, admitted_ms, policy name, slots or absent].
 -- `slots` are the concurrency limits (keys without the prefix) in which the call counts until it has ended.
 
-local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_SLOTS = 1, 2, 3, 5
+local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_POLICY, HOLD_SLOTS = 1, 2, 3, 4, 5
 
 local books = {}
+-- Packed record -> record. What was held by one batch for like calls is the same text: it is packed once and unpacked
+-- once. So a record is shared, and never changed: who needs another one makes another one.
+local unpacked = {}
 
 local function book_of(worker_id)
   local book = books[worker_id]
   if not book then
-    book = {key = prefix .. 'h:' .. worker_id, records = {}, written = {}, gone = {}}
+    book = {key = prefix .. 'h:' .. worker_id, records = {}, new = {}, written = {}, gone = {}}
     books[worker_id] = book
   end
   return book
@@ -21,14 +24,29 @@ local function holds_load(book, ids)
     local packed = redis.call('HMGET', book.key, unpack(ids, first, last))
     for i = first, last do
       if book.records[ids[i]] == nil then
-        local record = packed[i - first + 1]
-        book.records[ids[i]] = record and cmsgpack.unpack(record)
+        local text = packed[i - first + 1]
+        local record = text and unpacked[text]
+        if text and not record then
+          record = cmsgpack.unpack(text)
+          unpacked[text] = record
+        end
+        book.records[ids[i]] = record
       end
     end
   end
 end
 
-local function hold_put(book, id, record)
+-- A hold that was not there before; `packed` as from hold_packed.
+local function hold_new(book, id, packed)
+  book.new[#book.new + 1] = id
+  book.new[#book.new + 1] = packed
+end
+
+local function hold_packed(account_id, amount, policy, slots)
+  return cmsgpack.pack({account_id, amount, now, policy, slots})
+end
+
+local function hold_change(book, id, record)
   book.records[id] = record
   book.written[#book.written + 1] = id
 end
@@ -40,7 +58,6 @@ end
 
 local function hold_release_slots(id, record)
   for _, key in ipairs(record[HOLD_SLOTS] or {}) do redis.call('SREM', prefix .. key, id) end
-  record[HOLD_SLOTS] = nil
 end
 
 local function holds_store()
@@ -53,6 +70,7 @@ local function holds_store()
       end
     end
     call_in_chunks('HSET', book.key, pairs_written)
+    call_in_chunks('HSET', book.key, book.new)
     call_in_chunks('HDEL', book.key, book.gone)
   end
 end

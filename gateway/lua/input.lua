@@ -8,7 +8,8 @@
 -- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles]
 --            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1 or absent)]
 --            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …]]
---            call     [account index or 0, amount, hold id or "", shape index, [key value, …], weight (1 if absent)]
+--            call     [account index or 0, amount, shape index, weight, [key value, …], [hold id or "", …]]: one or
+--                     several calls alike; key values 0: the account's id for each limit
 --            settles  0 or [seeds, usages, adjusts, removes], see settle.lua
 -- ARGV[2]  tests only: the time in ms instead of Redis' own
 -- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED

@@ -31,6 +31,18 @@ local function limit_take(state, row, weight, hold_id)
   limiter.take(state, row, weight, hold_id)
 end
 
+-- The keys (without the prefix) of the concurrency limits among `states`, in which a call counts until it has ended; or nil.
+local function slots_of(rows, states)
+  local slots
+  for i, row in ipairs(rows) do
+    if row[1] == 'c' then
+      slots = slots or {}
+      slots[#slots + 1] = string.sub(states[i].key, #prefix + 1)
+    end
+  end
+  return slots
+end
+
 local function limits_store()
   for _, state in ipairs(limits_taken) do state.store(state) end
 end

@@ -32,26 +32,31 @@ local function settle(seeds, usages, adjusts, removes)
     local record = own.records[id]
     if record then
       hold_release_slots(id, record)
+      local account_id = record[HOLD_ACCOUNT]
       if record[HOLD_AMOUNT] ~= actual then
-        account_hold(account_load(record[HOLD_ACCOUNT], {}), actual - record[HOLD_AMOUNT])
-        record[HOLD_AMOUNT] = actual
+        account_hold(account_load(account_id, {}), actual - record[HOLD_AMOUNT])
       end
-      hold_put(own, id, record)
+      hold_change(own, id, {account_id, actual, record[HOLD_ADMITTED], record[HOLD_POLICY]})
     end
   end
 
   for _, remove in ipairs(removes) do
     local book = book_of(remove[1])
     holds_load(book, remove[3])
+    local counts = {}  -- of holds that share a record
     for _, id in ipairs(remove[3]) do
       local record = book.records[id]
       if record then
         hold_release_slots(id, record)
-        if record[HOLD_AMOUNT] > 0 then
-          account_hold(account_load(record[HOLD_ACCOUNT], {}), -record[HOLD_AMOUNT])
-          if remove[2] == 1 then account_posted(record[HOLD_ACCOUNT], record[HOLD_AMOUNT], record[HOLD_ADMITTED]) end
-        end
+        counts[record] = (counts[record] or 0) + 1
         hold_remove(book, id)
+      end
+    end
+    for record, count in pairs(counts) do
+      local amount = record[HOLD_AMOUNT] * count
+      if amount > 0 then
+        account_hold(account_load(record[HOLD_ACCOUNT], {}), -amount)
+        if remove[2] == 1 then account_posted(record[HOLD_ACCOUNT], amount, record[HOLD_ADMITTED]) end
       end
     end
   end
