@@ -67,7 +67,8 @@ def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Itera
                 say("starting Postgres")
                 postgres = stack.enter_context(embedded_postgres(folder / "postgres"))
                 say("starting Redis")
-                redis = stack.enter_context(embedded_redis(folder / "redis"))
+                # It is a cache: what it loses comes back from Postgres, so nothing of it is kept on disk.
+                redis = stack.enter_context(embedded_redis(folder / "redis", ephemeral=True))
             except EmbeddedError as error:
                 raise BenchError(str(error)) from None
             made = replace(made, database_url=postgres.url, redis_url=redis.url)

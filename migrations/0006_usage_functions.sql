@@ -53,6 +53,7 @@ DECLARE
     new_accounts text[];
     new_times    timestamptz[];
     new_costs    bigint[];
+    new_calls    bigint[];
     cast_cents   numeric[];
     oldest       timestamptz;
 BEGIN
@@ -79,13 +80,20 @@ BEGIN
         ON CONFLICT (id) DO NOTHING
         RETURNING usage_events.account_id, usage_events.occurred_at, usage_events.cost_microcents,
                   usage_events.cast_id
+    ),
+    -- A call's time is its admission's, which many calls share: what follows costs by such groups and not by calls.
+    grouped AS (
+        SELECT inserted.account_id, inserted.occurred_at, sum(inserted.cost_microcents)::bigint AS cost, count(*) AS calls
+        FROM inserted
+        GROUP BY inserted.account_id, inserted.occurred_at
     )
-    SELECT count(*),
-           array_agg(inserted.account_id), array_agg(inserted.occurred_at), array_agg(inserted.cost_microcents),
-           array_agg(inserted.cast_id) FILTER (WHERE inserted.cast_id IS NOT NULL),
-           array_agg(inserted.cost_microcents) FILTER (WHERE inserted.cast_id IS NOT NULL)
-    INTO recorded, new_accounts, new_times, new_costs, casts_late, casts_late_microcents
-    FROM inserted;
+    SELECT coalesce(sum(grouped.calls), 0),
+           array_agg(grouped.account_id), array_agg(grouped.occurred_at), array_agg(grouped.cost),
+           array_agg(grouped.calls),
+           (SELECT array_agg(inserted.cast_id) FROM inserted WHERE inserted.cast_id IS NOT NULL),
+           (SELECT array_agg(inserted.cost_microcents) FROM inserted WHERE inserted.cast_id IS NOT NULL)
+    INTO recorded, new_accounts, new_times, new_costs, new_calls, casts_late, casts_late_microcents
+    FROM grouped;
 
     -- 2. The casts, before any account is locked: Phase 1 may hold their rows.
     casts_late := casts_late || late_cast_ids;
@@ -136,8 +144,8 @@ BEGIN
         INSERT INTO usage_counters AS counter (account_id, window_end, period, time_zone, week_start, window_start,
                                                used_microcents, calls)
         SELECT event.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
-               sum(event.cost), count(*)
-        FROM unnest(new_accounts, new_costs) AS event(account_id, cost)
+               sum(event.cost), sum(event.calls)
+        FROM unnest(new_accounts, new_costs, new_calls) AS event(account_id, cost, calls)
         GROUP BY event.account_id
         ORDER BY event.account_id
         ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
@@ -153,8 +161,8 @@ BEGIN
             updated_at = now()
         FROM (
             SELECT open.account_id, open.window_end, open.period, open.time_zone, open.week_start,
-                   sum(event.cost)::bigint AS cost, count(*) AS calls
-            FROM unnest(new_accounts, new_times, new_costs) AS event(account_id, occurred_at, cost)
+                   sum(event.cost)::bigint AS cost, sum(event.calls)::bigint AS calls
+            FROM unnest(new_accounts, new_times, new_costs, new_calls) AS event(account_id, occurred_at, cost, calls)
             JOIN usage_counters AS open
               ON open.account_id = event.account_id
              AND open.window_end > event.occurred_at
