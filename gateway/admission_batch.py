@@ -49,18 +49,34 @@ class Ask:
     retries: int = field(init=False, default=0)
 
 
-class Known:
+class _Named:
+    """A text that a batch names once, and its calls by number."""
+
+    __slots__ = ("_batch", "_index", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._batch = 0
+        self._index = 0
+
+    def index_in(self, batch: int, texts: list[str]) -> int:
+        """The number of this text in ``batch``, whose texts are ``texts``; beginning with 1."""
+        if self._batch != batch:
+            self._batch = batch
+            texts.append(self.text)
+            self._index = len(texts)
+        return self._index
+
+
+class Known(_Named):
     """What admission remembers of an account: its windows now, and the text that says so to the script."""
 
     __slots__ = (
-        "_batch",
-        "_index",
         "account_id",
         "generation",
         "lane",
         "limits",
         "rolling_until_s",
-        "text",
         "version",
         "windows",
     )
@@ -81,17 +97,7 @@ class Known:
             for limit, window in zip(self.limits, windows, strict=True)
         ]
         entry = [account.account_id, self.version, rows, *([1] if rolling_until_s else [])]
-        self.text = json.dumps(entry, separators=(",", ":"))
-        self._batch = 0
-        self._index = 0
-
-    def index_in(self, batch: int, texts: list[str]) -> int:
-        """The number of this account in ``batch``, beginning with 1."""
-        if self._batch != batch:
-            self._batch = batch
-            texts.append(self.text)
-            self._index = len(texts)
-        return self._index
+        super().__init__(json.dumps(entry, separators=(",", ":")))
 
 
 def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
@@ -99,10 +105,10 @@ def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
     return tuple(window_at(limit.period, limit.time_zone, limit.week_start, at_ms) for limit in limits)
 
 
-class Shape:
+class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("_batch", "_index", "has_slots", "limits", "policy", "text")
+    __slots__ = ("has_slots", "limits", "policy")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
@@ -115,17 +121,7 @@ class Shape:
             key = f"r:{letter}:{policy.name}:{limit.name}:{limit.window_ms}:"
             # A plan that changes the limit changes a burst that was not set with it.
             rows.append([letter, number, limit.window_ms, limit.burst or number, key])
-        self.text = json.dumps([policy.name, rows], separators=(",", ":"))
-        self._batch = 0
-        self._index = 0
-
-    def index_in(self, batch: int, texts: list[str]) -> int:
-        """The number of this shape in ``batch``, beginning with 1."""
-        if self._batch != batch:
-            self._batch = batch
-            texts.append(self.text)
-            self._index = len(texts)
-        return self._index
+        super().__init__(json.dumps([policy.name, rows], separators=(",", ":")))
 
 
 def batch_text(number: int, epoch: int, beat: bool, asks: Sequence[Ask], settled: str) -> str:

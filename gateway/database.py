@@ -85,7 +85,7 @@ class Database:
         """
         self._url, asked = _without_own_parameters(url)
         self._pgbouncer = pgbouncer or asked
-        self._where = _address(url)
+        self._where = address_of(url)
         self._breaker = breaker
         self._in_use = metrics.gauge("db_pool_in_use")
         self._connections_max = connections_max
@@ -262,7 +262,7 @@ def _why_away(error: BaseException) -> str | None:
     return None
 
 
-def _address(url: str) -> str:
+def address_of(url: str) -> str:
     """Host, port and database of a URL: never its user, password or parameters."""
     try:
         parts = urlsplit(url)

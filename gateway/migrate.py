@@ -26,6 +26,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
+from gateway.database import address_of
+
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 # How long to wait for another run of ``castgate migrate``: it may be making an index on a large table.
@@ -342,15 +344,6 @@ async def _present(connection: "asyncpg.Connection[asyncpg.Record]", migration: 
 
 async def _columns(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> dict[str, str]:
     return {row["attname"]: row["type"] for row in await connection.fetch(_COLUMNS, table)}
-
-
-def address_of(url: str) -> str:
-    """Host, port and database of a URL, never its user or password."""
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
-    except ValueError:
-        return "an address that cannot be read"
 
 
 def _why(error: BaseException) -> str:

@@ -163,18 +163,11 @@ class Database(Section):
 
     url: DatabaseUrl = Field(repr=False)
     # Per worker. The ledger, seeding and identification each take one at a time; the rest is for hosted endpoints.
-    pool_min: Annotated[int, whole(0, 100)] = 1
     pool_max: Annotated[int, whole(1, 100)] = 6
     connect_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="connect_timeout")
     # No statement of ours touches more than a batch of rows; a longer one waits for a lock or for a dying server.
     statement_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="statement_timeout")
     acquire_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=1.0, alias="acquire_timeout")
-
-    @model_validator(mode="after")
-    def _pool_is_a_range(self) -> "Database":
-        if self.pool_min > self.pool_max:
-            raise contradiction(("pool_min",), f"expected at most pool_max ({self.pool_max}), found {self.pool_min}")
-        return self
 
 
 class Redis(Section):

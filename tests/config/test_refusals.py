@@ -212,10 +212,6 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("admin: {port: 8080}\n"),
         "config.yaml:8:15: admin.port: expected a port other than listen.port, found 8080",
     ),
-    "a pool upside down": (
-        {"config.yaml": CONFIG.replace('DATABASE_URL}"}', 'DATABASE_URL}", pool_min: 9}')},
-        "config.yaml:2:46: database.pool_min: expected at most pool_max (6), found 9",
-    ),
     "a folder that is not there": (
         config("policies: rules\n"),
         "config.yaml:8:11: policies: expected a folder, found none at rules",
