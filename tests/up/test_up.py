@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,11 @@ import asyncpg
 import psutil
 import pytest
 
+from tests.gateways import ROOT
 from tests.up.running import Up, all_gone, up
 
-SECOND_START_S = 5.0
+SECOND_START_S = 5.0  # on a machine that does nothing else
+IMPORT_S = 0.6  # what it takes such a machine to load the program of a worker
 LEDGER_TIMEOUT_S = 10.0
 
 
@@ -23,6 +27,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with up(tmp_path_factory.mktemp("up")) as running:
         running.wait_for("ready ")
         yield running
+
+
+def slowness() -> float:
+    """How much longer things take now than on a machine of two cores that does nothing else; at least 1."""
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import gateway.worker"], cwd=ROOT, check=True)
+    return max(1.0, (time.monotonic() - began_s) / IMPORT_S)
 
 
 async def cast(demo: dict[str, str]) -> tuple[int, dict[str, str]]:
@@ -152,10 +163,11 @@ async def test_a_second_start_is_quick_and_finds_everything_again(tmp_path: Path
         assert first.stop() == 0
         assert all_gone(family)
         assert not (tmp_path / "demo.json").exists()
-    started_s = time.monotonic()
+    began_s = time.monotonic()
     with up(tmp_path) as second:
         second.wait_for("ready ")
-        assert time.monotonic() - started_s < SECOND_START_S
+        took_s = time.monotonic() - began_s
+        assert took_s < SECOND_START_S * slowness()
         again = second.demo
         assert (again["api_key"], again["account_id"]) == (demo["api_key"], demo["account_id"])
         assert await charged_microcents(again, at_least=1_000_000) == 1_000_000
