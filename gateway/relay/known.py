@@ -1,9 +1,9 @@
 """Heads of answers that were parsed before, byte for byte: what they came to is looked up instead of found out again.
 
 An upstream writes the same head many times over, but for a date that changes once a second. Only heads that were taken
-whole and plain are kept: a final status, a Content-Length, nothing that ends the connection; and only once the same bytes
-were there twice in a row, so that heads that differ each time cost a comparison. The parser has read every byte of a
-head that is here, so nothing passes that it would have refused.
+whole and plain are kept: a final status, a Content-Length, nothing that ends the connection. And only once the same
+bytes were there twice in a row, so that heads that differ each time cost no more than a comparison. The parser has read
+every byte of a head that is here, so nothing passes that it would have refused.
 """
 
 # Statuses times routes times a second or two of dates; then all are forgotten.
