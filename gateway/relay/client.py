@@ -51,6 +51,9 @@ class ClientConnection(asyncio.Protocol):
         "_fields",
         "_head_bytes",
         "_incoming",
+        "_last",
+        "_last_bytes",
+        "_last_head",
         "_parser",
         "_reading_paused",
         "_relay",
@@ -76,6 +79,10 @@ class ClientConnection(asyncio.Protocol):
         self._requests: deque[Request] = deque()
         self._head_bytes = 0
         self._skipping_head = False
+        # The last request that arrived alone and whole, its head, and its length.
+        self._last: Request | None = None
+        self._last_head = b""
+        self._last_bytes = 0
         self._unparsed: bytes | None = None  # bytes after a request that asks for an upgrade
         self._reading_paused = False
         self._discarded_bytes = 0
@@ -112,8 +119,45 @@ class ClientConnection(asyncio.Protocol):
         if self.phase == IDLE:
             self.phase = HEAD
             self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
-        self._feed(data)
+            if self._is_known(data):
+                self._advance()
+                return
+            self._feed(data)
+            self._remember(data)
+        else:
+            self._feed(data)
         self._advance()
+
+    def _is_known(self, data: bytes) -> bool:
+        """Whether ``data`` is a whole request whose head is that of the last one, which then is this one as well."""
+        head = self._last_head
+        if not head or len(data) != self._last_bytes or not data.startswith(head):
+            return False
+        request = self._last
+        assert request is not None
+        if len(data) > len(head):
+            request.body.append(data[len(head) :])
+            request.body_bytes = len(data) - len(head)
+        self._requests.append(request)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keeps the only request in ``data``, where a request with the same head can mean nothing else."""
+        self._last_head = b""
+        requests = self._requests
+        if len(requests) != 1 or self._incoming is not None:
+            return
+        request = requests[0]
+        if (
+            request.complete
+            and request.keep_alive
+            and request.refusal is None
+            and request.upgrade is None
+            and not (request.chunked or request.broken or request.http_1_0 or request.expects_continue)
+        ):
+            end = len(data) - request.body_bytes
+            if data[end - 4 : end] == b"\r\n\r\n" and self._unparsed is None:
+                self._last, self._last_head, self._last_bytes = request, data[:end], len(data)
 
     def eof_received(self) -> bool:
         if self.phase == TUNNEL and self.peer is not None:

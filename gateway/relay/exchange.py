@@ -94,16 +94,23 @@ class Exchange:
 
     def start(self) -> None:
         relay, request = self._relay, self.request
-        refusal = request.refusal or relay.refusal_of(request)
-        if refusal is not None:
-            relay.counters.request("refused")
-            self._refuse(refusal)
-            return
-        if request.target.partition(b"?")[0] in relay.hosted_paths:
-            relay.counters.request("hosted")
-            self._forward(relay.hosted_pool)
-            return
-        match = relay.routes.match(request.method, request.target)
+        if request.matched_by is not relay.routes:
+            refusal = request.refusal or relay.refusal_of(request)
+            if refusal is not None:
+                relay.counters.request("refused")
+                self._refuse(refusal)
+                return
+            if request.target.partition(b"?")[0] in relay.hosted_paths:
+                relay.counters.request("hosted")
+                self._forward(relay.hosted_pool)
+                return
+            request.match = relay.routes.match(request.method, request.target)
+            request.matched_by = relay.routes
+            if isinstance(request.match, Policy):
+                shown = request.authorization, request.api_key, request.cookie
+                request.doubt = relay.identify.doubt_about(*shown)
+                request.credentials = relay.identify.credentials_from(*shown)
+        match = request.match
         if match is None:
             relay.counters.request("plain")
             self._forward(relay.upstream_pool)
@@ -113,9 +120,9 @@ class Exchange:
         elif request.has_two_credentials:
             relay.counters.request("refused")
             self._refuse(relay.two_credentials(match))
-        elif (doubt := relay.identify.doubt_about(request.authorization, request.api_key, request.cookie)) is not None:
+        elif request.doubt is not None:
             relay.counters.request("refused")
-            self._refuse(relay.doubtful_credentials(doubt))
+            self._refuse(relay.doubtful_credentials(request.doubt))
         else:
             relay.counters.request("policy")
             self._policy = match
@@ -124,12 +131,10 @@ class Exchange:
     # --- identify
 
     def _identify(self) -> None:
-        request, identify = self.request, self._relay.identify
+        identify = self._relay.identify
         self._state = ADMITTING
         self._client.deadline = self._relay.clock_s + _ADMIT_TIMEOUT_S
-        self._credentials = credentials = identify.credentials_from(
-            request.authorization, request.api_key, request.cookie
-        )
+        self._credentials = credentials = self.request.credentials
         if credentials is None:
             self.identified(None)
             return
@@ -194,18 +199,9 @@ class Exchange:
         upstream.start(self)
         if not client.writable:
             upstream.pause_reading()
-        lines = request.lines
-        if request.connection_options:
-            lines = heads.without_named(lines, request.connection_options, self._relay.request_fields)
-        parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
-        if request.host is None:  # HTTP/1.0
-            parts.append(pool.host_line)
-        else:
-            parts.append(b"X-Forwarded-Host: %b\r\n" % request.host)
-        if request.forwarded_for is None:
-            parts.append(client.forwarded_line)
-        else:
-            parts.append(b"X-Forwarded-For: %b, %b" % (request.forwarded_for, client.forwarded_line[17:]))
+        if not request.forwarded_head:
+            request.forwarded_head = self._forwarded_head(pool)
+        parts = [request.forwarded_head]
         if request.request_id is not None:
             self._request_id = request.request_id
         else:
@@ -221,6 +217,23 @@ class Exchange:
         self._take_body(parts)
         upstream.write(b"".join(parts))
         client.update_reading()
+
+    def _forwarded_head(self, pool: "Pool") -> bytes:
+        """The head's lines that are the same for every request with the same head on this connection."""
+        request, forwarded_line = self.request, self._client.forwarded_line
+        lines = request.lines
+        if request.connection_options:
+            lines = heads.without_named(lines, request.connection_options, self._relay.request_fields)
+        parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
+        if request.host is None:  # HTTP/1.0
+            parts.append(pool.host_line)
+        else:
+            parts.append(b"X-Forwarded-Host: %b\r\n" % request.host)
+        if request.forwarded_for is None:
+            parts.append(forwarded_line)
+        else:
+            parts.append(b"X-Forwarded-For: %b, %b" % (request.forwarded_for, forwarded_line[17:]))
+        return b"".join(parts)
 
     def _take_body(self, parts: list[bytes]) -> None:
         """Moves the body that has arrived, in the request's own framing, to ``parts``."""

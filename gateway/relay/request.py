@@ -1,7 +1,14 @@
 """A request as it is being received: one parsed head, and what has arrived of its body."""
 
+from typing import TYPE_CHECKING
+
 from gateway.policy import answers
 from gateway.relay import heads
+
+if TYPE_CHECKING:
+    from gateway.identify import Credentials
+    from gateway.policy.routes import Ambiguous, RouteTable
+    from gateway.policy.rules import Policy
 
 
 class Request:
@@ -17,8 +24,11 @@ class Request:
         "complete",
         "connection_options",
         "cookie",
+        "credentials",
+        "doubt",
         "expects_continue",
         "forwarded_for",
+        "forwarded_head",
         "has_length",
         "has_two_credentials",
         "head_bytes",
@@ -27,6 +37,8 @@ class Request:
         "http_1_0",
         "keep_alive",
         "lines",
+        "match",
+        "matched_by",
         "method",
         "refusal",
         "request_id",
@@ -61,6 +73,12 @@ class Request:
         self.complete = False
         self.broken = False  # the parser refused the rest of it
         self.refusal: answers.Answer | None = None  # what the head alone is refused with
+        # What the exchange found out about the head; a request with the same head need not find it out again.
+        self.matched_by: RouteTable | None = None
+        self.match: Policy | Ambiguous | None = None
+        self.doubt: str | None = None
+        self.credentials: Credentials | None = None
+        self.forwarded_head = b""
 
     def take_field(self, field: int, name: bytes, value: bytes) -> None:
         """A field that the relay looks at: ``field`` is one of heads' constants."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gateway.relay import heads
+from gateway.relay.known import KnownAnswer, KnownAnswers
 
 if TYPE_CHECKING:
     from gateway.relay.client import ClientConnection
@@ -26,6 +27,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_at_eof",
+        "_at_start",
         "_chunk_framing",
         "_chunked",
         "_connection_options",
@@ -35,6 +37,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_lines",
         "_out",
         "_parser",
+        "_plain",
         "_reading_paused",
         "_reason",
         "_relay",
@@ -80,6 +83,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._has_length = False
         self._chunked = False
         self._chunk_framing = False
+        self._at_start = True
+        self._plain = False  # a head worth knowing
 
     # --- transport events
 
@@ -96,6 +101,13 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:  # nobody asked: whatever it is, it must not become the next exchange's answer
             self.close()
             return
+        is_whole = self._at_start
+        if is_whole:
+            known = self.pool.known_answers.find(data)
+            if known is not None and exchange.request.method != b"HEAD":
+                self._take_known(known, data, exchange)
+                return
+            self._at_start = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -112,7 +124,19 @@ class UpstreamConnection(asyncio.Protocol):
         if self._invalid is not None:
             exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
         elif self._out or self.complete:
+            if is_whole and self._plain and self.complete and not self._unusable:
+                self.pool.known_answers.learn(data, self.status, self._out[0])
             exchange.answer_arrived(self)
+
+    def _take_known(self, known: KnownAnswer, data: bytes, exchange: "Exchange") -> None:
+        """As the parser's events would have done."""
+        self.status = known.status
+        self.head_done = self.complete = self._has_length = True
+        body = data[-known.body_bytes :] if known.body_bytes else b""
+        exchange.capture(body)
+        framing = exchange.answer_framing(bodiless=False, has_length=True)
+        self._out.append(b"%b%b\r\n%b" % (known.head, framing, body))
+        exchange.answer_arrived(self)
 
     def take(self) -> bytes:
         """The bytes for the client that have been collected."""
@@ -209,6 +233,7 @@ class UpstreamConnection(asyncio.Protocol):
         if status != 101:
             self._chunk_framing = not bodiless and not self._has_length and not exchange.request.http_1_0
             framing = exchange.answer_framing(bodiless=bodiless, has_length=self._has_length)
+            self._plain = self._has_length and not bodiless and not framing and not self._interim
         self._write_head(status, framing)
         self._lines = []
         if bodiless:
@@ -315,6 +340,7 @@ class Pool:
         keepalive_idle_s: float,
     ) -> None:
         self.name = name
+        self.known_answers = KnownAnswers()
         self.host_line = host_line  # for HTTP/1.0 requests that name no host
         self._relay = relay
         self._connector = connector

@@ -1,0 +1,48 @@
+"""Heads of answers that were parsed before, byte for byte: what they came to is looked up instead of found out again.
+
+An upstream writes the same head many times over, but for a date that changes once a second. Only heads that were taken
+whole and plain are kept: a final status, a Content-Length, nothing that ends the connection. And only once the same
+bytes were there twice in a row, so that heads that differ each time cost no more than a comparison. The parser has read
+every byte of a head that is here, so nothing passes that it would have refused.
+"""
+
+# Statuses times routes times a second or two of dates; then all are forgotten.
+_HEADS_MAX = 256
+_END = b"\r\n\r\n"
+
+
+class KnownAnswer:
+    """What a head means: ``head`` is what the client gets of it, up to the line that ends it."""
+
+    __slots__ = ("body_bytes", "head", "status")
+
+    def __init__(self, status: int, head: bytes, body_bytes: int) -> None:
+        self.status = status
+        self.head = head
+        self.body_bytes = body_bytes
+
+
+class KnownAnswers:
+    """The heads of one upstream."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, KnownAnswer] = {}
+        self._last = b""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, data: bytes) -> KnownAnswer | None:
+        """The meaning of an answer that is in ``data`` from its first byte to its last, if its head is known."""
+        end = data.find(_END) + 4
+        known = self._known.get(data[:end])
+        return known if known is not None and len(data) == end + known.body_bytes else None
+
+    def learn(self, data: bytes, status: int, head: bytes) -> None:
+        """``data`` is a whole answer, whose head the client got as ``head``, its last line included."""
+        end = data.find(_END) + 4
+        seen, self._last = self._last, data[:end]
+        if seen == self._last:
+            if len(self._known) >= _HEADS_MAX:
+                self._known.clear()
+            self._known[seen] = KnownAnswer(status, head[:-2], len(data) - end)
