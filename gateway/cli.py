@@ -18,11 +18,13 @@ from gateway import log, migrate
 from gateway.billing_sync import FAULTS, AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
 from gateway.config import ConfigError, Loaded, load
+from gateway.config.schema import policies_schema_text
 from gateway.listening import ListenError
 from gateway.metrics import build_version
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.effective import cost_text, limit_text
 from gateway.policy.money import cents_text
-from gateway.policy.rules import ENFORCE, Plan, Policy, RateLimit
+from gateway.policy.rules import ENFORCE, Plan, Policy
 from gateway.supervisor import NotStartedError, Overrides, Supervisor
 
 EXIT_FAILED = 1
@@ -124,6 +126,26 @@ def check(config: Path) -> None:
         click.echo(line)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+@main.command("schema", short_help="The JSON Schema of policy files, for editors.")
+@click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
+def schema_command(output: Path | None) -> None:
+    """Write the JSON Schema of policy files. An editor that knows it completes keys and marks mistakes; a file names it
+    in its first line: # yaml-language-server: $schema=schema.json
+
+    \b
+    Examples
+      castgate schema
+      castgate schema --output policies/schema.json
+    """
+    if output is None:
+        click.echo(policies_schema_text(), nl=False)
+        return
+    try:
+        output.write_text(policies_schema_text())
+    except OSError as error:
+        _fail(f"castgate: {output}: {error.strerror}")
 
 
 @main.command("migrate", short_help="Bring Castgate's tables up to date.")
@@ -230,21 +252,19 @@ def _summary(loaded: Loaded) -> Iterable[str]:
 
 
 def _policy_row(policy: Policy) -> tuple[str, ...]:
-    cost = f"{cents_text(policy.cost.fixed_microcents)} cents, {policy.cost.charge_when}"
+    cost = cost_text(policy.cost)
     return (
         ",".join(sorted(policy.methods)) or "any",
         policy.path,
         policy.name,
         policy.mode if policy.mode == ENFORCE else policy.mode.upper(),
-        cost if policy.cost.fixed_microcents else "free",
-        "; ".join(_rate_text(limit) for limit in policy.rate_limits) or "none",
+        f"{cost}, {_when_text(policy.cost.charge_when)}" if cost else "free",
+        "; ".join(limit_text(limit) for limit in policy.rate_limits) or "none",
     )
 
 
-def _rate_text(limit: RateLimit) -> str:
-    if not limit.window_ms:
-        return f"{limit.name}: {limit.limit} at once per {limit.key}"
-    return f"{limit.name}: {limit.limit} in {limit.window_ms / 1000:g}s per {limit.key}, {limit.algorithm}"
+def _when_text(charge_when: str | frozenset[int]) -> str:
+    return charge_when if isinstance(charge_when, str) else f"for {' '.join(map(str, sorted(charge_when)))}"
 
 
 def _plan_row(plan: Plan, *, is_default: bool) -> tuple[str, ...]:

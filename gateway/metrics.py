@@ -81,6 +81,8 @@ _DECLARED = (
     _counter("castgate_requests_total", "Requests by kind (policy, plain, hosted, refused).", "kind"),
     _counter("castgate_own_answers_total", "Answers of the gateway itself in the upstream's stead.", "status"),
     _counter("castgate_would_block_total", "Calls that only shadow mode let pass.", "policy", "reason"),
+    _counter("castgate_cost_missing_total", "Charged calls whose answer did not tell what they cost.", "policy"),
+    _counter("castgate_cost_over_hold_total", "Calls that turned out dearer than what was held for them.", "policy"),
     _gauge("castgate_connections_open", "Client connections open."),
     _gauge("castgate_upstream_connections", "Connections to the upstream that are open."),
     _counter("castgate_upstream_errors_total", "Calls that the upstream failed, by reason.", "reason"),

@@ -66,7 +66,12 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in clipped)
 
 
+def closest(word: str, known: Sequence[str]) -> list[str]:
+    """The known word that ``word`` is probably meant to be, if any comes close."""
+    return difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+
+
 def near_miss(word: str, known: Sequence[str]) -> str:
     """``, did you mean "…"?``, or nothing where no known word comes close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    close = closest(word, known)
     return f', did you mean "{close[0]}"?' if close else ""

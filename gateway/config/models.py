@@ -1,12 +1,12 @@
 """What all configuration models share, and their mistakes told in the operator's words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from gateway.config.errors import KeyPath, near_miss, shown
+from gateway.config.errors import KeyPath, closest, near_miss, shown
 from gateway.config.scalars import found
 from gateway.config.yaml_nodes import Document, Scalar
 
@@ -45,9 +45,21 @@ def read_section(model: type[AnySection], document: Document) -> AnySection | No
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            _note(model, document, details)
+        mistakes = error.errors(include_url=False)
+        misspelt = {(*path, meant) for path, meant in _near_misses(model, mistakes)}
+        for details in mistakes:
+            if details["type"] != "missing" or details["loc"] not in misspelt:  # one slip is one mistake
+                _note(model, document, details)
         return None
+
+
+def _near_misses(model: type[Section], mistakes: Iterable[ErrorDetails]) -> Iterator[tuple[KeyPath, str]]:
+    """Where an unknown key stands, and which known key it is nearly."""
+    for details in mistakes:
+        *path, name = details["loc"] or ("",)
+        if details["type"] == "extra_forbidden" and isinstance(name, str):
+            for meant in closest(name, sorted(_keys(_model_at(model, tuple(path))))):
+                yield tuple(path), meant
 
 
 def _note(model: type[Section], document: Document, details: ErrorDetails) -> None:

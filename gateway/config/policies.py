@@ -1,14 +1,29 @@
-"""``policies/*.yaml``: routes, costs, limits and plans as operators write them, and what they compile to."""
+"""``policies/*.yaml``: routes, costs, limits and plans as operators write them, and what they compile to.
+
+Editors show the descriptions of keys and sections: ``gateway.config.schema`` makes policies/schema.json of them.
+"""
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from gateway.config.costs import CostSpec, JsonPointer, OptionalCents
 from gateway.config.models import Section, contradiction, present
-from gateway.config.scalars import cents, choice, duration_ms, expected, one_of_words, optional, text, time_zone, whole
+from gateway.config.scalars import (
+    Kind,
+    choice,
+    duration_ms,
+    expected,
+    one_of_words,
+    optional,
+    or_variable,
+    text,
+    time_zone,
+    whole,
+)
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
-from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, SHADOW, Cost, Plan, Policy, RateLimit
+from gateway.policy.rules import ALGORITHMS, ENFORCE, SHADOW, Plan, Policy, RateLimit
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
@@ -18,15 +33,12 @@ LIMIT_MAX = 1_000_000_000
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 Mode = Literal["enforce", "shadow"]
 Algorithm = Literal["fixed_window", "sliding_window", "token_bucket", "concurrency"]
-ChargeWhen = Literal["success", "sent", "always"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
 
 # Names become labels of metrics and parts of Redis keys.
 _NAME = "a name of at most 64 letters, digits, dots, dashes or underscores"
 Name = Annotated[str, text(_NAME, r"[A-Za-z0-9_.-]{1,64}")]
-Cents = Annotated[int, cents()]  # microcents, once read
-OptionalCents = Annotated[int | None, cents()]
 TimeZone = Annotated[str, time_zone()]
 Limit = Annotated[int, whole(1, LIMIT_MAX)]
 Method = Annotated[str, text("an HTTP method in capitals", r"[A-Z][A-Z-]{0,31}")]
@@ -34,7 +46,7 @@ _KEY_KINDS = "account, api_key, ip, route or header:<name>"
 _HEADER_KEY = r"account|api_key|ip|route|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"
 
 
-def _path() -> BeforeValidator:
+def _path() -> Kind:
     def read(value: object) -> str:
         path = value.strip() if isinstance(value, str) else ""
         stem = path.removesuffix("/*")
@@ -42,14 +54,14 @@ def _path() -> BeforeValidator:
             raise expected("a canonical path such as /v1/cast or /v1/*", value)
         return path
 
-    return BeforeValidator(read)
+    return Kind(read, schema=or_variable(r"/[^*]*(?:/\*)?"))
 
 
 class Match(Section):
     """Which requests: a method of ``methods`` (none listed: every method) and the path."""
 
-    methods: tuple[Method, ...] = ()
-    path: Annotated[str, _path()]
+    methods: tuple[Method, ...] = Field(default=(), description="none listed: every method")
+    path: Annotated[str, _path(), Field(description="exact; /v1/* is everything below /v1")]
 
     @model_validator(mode="after")
     def _methods_are_distinct(self) -> "Match":
@@ -59,29 +71,31 @@ class Match(Section):
         return self
 
 
-class FixedCost(Section):
-    """Every call costs the same."""
-
-    cents: Cents
-
-
-class CostSpec(Section):
-    """What a call costs, and when it is charged."""
-
-    fixed: Annotated[FixedCost | None, present()] = None
-    charge_when: Annotated[ChargeWhen, choice(*CHARGE_WHEN)] = "success"
-
-
 class RateLimitSpec(Section):
     """At most ``limit`` calls a ``window`` for each value of ``key``."""
 
-    name: Name
-    key: Annotated[str, text(_KEY_KINDS, _HEADER_KEY)] = "account"
-    limit: Limit
+    name: Annotated[Name, Field(description="in 429 answers and metrics; plans give it another limit by this name")]
+    key: Annotated[
+        str,
+        text(_KEY_KINDS, _HEADER_KEY),
+        Field(description="what is counted apart: account, api_key, ip, route or header:<name>"),
+    ] = "account"
+    limit: Annotated[Limit, Field(description="calls in a window, or at once for the algorithm concurrency")]
     # Longer windows are what budgets are for.
-    window_ms: Annotated[int | None, duration_ms("100ms", "31d")] = Field(default=None, alias="window")
-    algorithm: Annotated[Algorithm, choice(*ALGORITHMS)] = "sliding_window"
-    burst: Annotated[int | None, whole(1, LIMIT_MAX)] = None
+    window_ms: Annotated[int | None, duration_ms("100ms", "31d")] = Field(
+        default=None, alias="window", description="none for the algorithm concurrency"
+    )
+    algorithm: Annotated[
+        Algorithm,
+        choice(*ALGORITHMS),
+        Field(description="sliding_window: never more than the limit in any span of one window"),
+    ] = "sliding_window"
+    burst: Annotated[
+        int | None, whole(1, LIMIT_MAX), Field(description="token_bucket: how many tokens fit in; default: the limit")
+    ] = None
+    mode: Annotated[
+        Mode, choice(ENFORCE, SHADOW), Field(description="shadow: count and log what it would refuse, but let pass")
+    ] = "enforce"
 
     @model_validator(mode="after")
     def _has_what_its_algorithm_needs(self) -> "RateLimitSpec":
@@ -97,26 +111,34 @@ class RateLimitSpec(Section):
 class JsonSource(Section):
     """A value inside a JSON answer."""
 
-    json_pointer: Annotated[str, text("a JSON pointer such as /id", r"(?:/(?:[^~/]|~[01])*)+")] = Field(alias="json")
+    json_pointer: JsonPointer = Field(alias="json", description="where in the answer: /id")
 
 
 class Record(Section):
     """What is noted of the answer."""
 
-    cast_id: Annotated[JsonSource | None, present()] = None
+    cast_id: Annotated[JsonSource | None, present(), Field(description="the cast's id, for casts.cost_cents")] = None
 
 
 class PolicySpec(Section):
     """One route's rules."""
 
-    name: Name
+    name: Annotated[Name, Field(description="in metrics, in the ledger and in 429 answers")]
     match: Match
-    mode: Annotated[Mode, choice(ENFORCE, SHADOW)] = "enforce"
+    mode: Annotated[
+        Mode, choice(ENFORCE, SHADOW), Field(description="shadow: decide, count and log, but let every call pass")
+    ] = "enforce"
     cost: CostSpec = CostSpec()
     rate_limits: tuple[RateLimitSpec, ...] = ()
     record: Record = Record()
-    on_store_failure: Annotated[OnStoreFailure, choice(*get_args(OnStoreFailure))] = "allow"
-    on_client_abort: Annotated[OnClientAbort, choice(*get_args(OnClientAbort))] = "finish"
+    on_store_failure: Annotated[
+        OnStoreFailure, choice(*get_args(OnStoreFailure)), Field(description="Redis and Postgres both away")
+    ] = "allow"
+    on_client_abort: Annotated[
+        OnClientAbort,
+        choice(*get_args(OnClientAbort)),
+        Field(description="a client that hangs up: finish (charge if the call succeeds), charge or void"),
+    ] = "finish"
 
     @model_validator(mode="after")
     def _rate_limits_have_names(self) -> "PolicySpec":
@@ -136,9 +158,7 @@ class PolicySpec(Section):
             methods=frozenset(self.match.methods),
             path=self.match.path,
             mode=self.mode,
-            cost=Cost(
-                fixed_microcents=self.cost.fixed.cents if self.cost.fixed else 0, charge_when=self.cost.charge_when
-            ),
+            cost=self.cost.compiled(),
             rate_limits=tuple(
                 RateLimit(
                     name=limit.name,
@@ -147,6 +167,7 @@ class PolicySpec(Section):
                     window_ms=limit.window_ms or 0,
                     algorithm=limit.algorithm,
                     burst=limit.burst or 0,
+                    mode=limit.mode,
                 )
                 for limit in self.rate_limits
             ),
@@ -174,11 +195,17 @@ class RateLimitOverride(Section):
 class PlanSpec(Section):
     """What accounts on a plan may do at most."""
 
-    stripe_price: Annotated[str | None, optional(text("a Stripe price id", r"[!-~]+"))] = None
+    stripe_price: Annotated[
+        str | None,
+        optional(text("a Stripe price id", r"[!-~]+")),
+        Field(description="the Stripe price whose subscribers get the plan"),
+    ] = None
     hard_limit_cents: HardLimits = HardLimits()
-    time_zone: TimeZone = "UTC"
-    week_start: Annotated[int, one_of_words(WEEKDAYS)] = 1
-    rate_limits: dict[Name, RateLimitOverride] = Field(default_factory=dict)
+    time_zone: Annotated[TimeZone, Field(description="in whose midnights days, weeks and months begin")] = "UTC"
+    week_start: Annotated[int, one_of_words(WEEKDAYS), Field(description="the first day of a week")] = 1
+    rate_limits: dict[Name, RateLimitOverride] = Field(
+        default_factory=dict, description="another limit for a policy's rate limit of that name"
+    )
 
     def compiled(self, name: str) -> Plan:
         amounts = {period: getattr(self.hard_limit_cents, period) for period in PERIOD_PRECEDENCE}

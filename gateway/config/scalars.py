@@ -5,6 +5,8 @@ Values arrive as text, from the file or from an environment variable in it; mode
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from gateway.config.errors import near_miss, shown
 from gateway.config.yaml_nodes import Scalar
-from gateway.policy.money import AmountError, microcents_from_cents
+from gateway.policy.money import AmountError, microcents_from_cents, price_from_cents
 from gateway.policy.periods import time_zone_names
 
 # Stripe's keys have about 110 characters; room for several webhook secrets.
@@ -28,7 +30,25 @@ _SIZE_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_NAME = re.compile(r"SECRET|KEY|TOKEN|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"@|password=|\b(?:sk|rk|whsec)_", re.IGNORECASE)
 
+# Of a price by the unit: a unit may be a byte, and a terabyte of them still costs something.
+_PRICE_DECIMALS_MAX = 18
+
 Reader = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(BeforeValidator):
+    """A kind of value: how it is read, and the JSON Schema that tells editors what may stand there."""
+
+    schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __get_pydantic_json_schema__(self, _core_schema: object, _handler: object) -> dict[str, Any]:
+        return dict(self.schema)
+
+
+def or_variable(pattern: str) -> dict[str, str]:
+    """Text of that pattern as a whole, or with a variable in it, which only the environment can judge."""
+    return {"type": "string", "pattern": rf"^(?:{pattern})$|\$\{{"}
 
 
 def expected(what: str, value: object, hint: str = "") -> PydanticCustomError:
@@ -69,7 +89,7 @@ def reader_of(validator: BeforeValidator) -> Reader:
     return cast(Reader, validator.func)
 
 
-def whole(minimum: int, maximum: int) -> BeforeValidator:
+def whole(minimum: int, maximum: int) -> Kind:
     """An integer of ``minimum`` to ``maximum``."""
     what = f"an integer of {minimum} or more"
 
@@ -81,10 +101,11 @@ def whole(minimum: int, maximum: int) -> BeforeValidator:
             raise expected(f"an integer of at most {maximum}", value)
         return int(text)
 
-    return BeforeValidator(read)
+    number = {"type": "integer", "minimum": minimum, "maximum": maximum}
+    return Kind(read, schema={"anyOf": [number, or_variable("[+-]?[0-9]+")]})
 
 
-def duration_ms(minimum: str, maximum: str) -> BeforeValidator:
+def duration_ms(minimum: str, maximum: str) -> Kind:
     """A duration such as ``250ms`` or ``1h``, as whole milliseconds."""
     low_ms, high_ms = _quantity(minimum, _DURATION_UNITS_MS), _quantity(maximum, _DURATION_UNITS_MS)
 
@@ -97,10 +118,12 @@ def duration_ms(minimum: str, maximum: str) -> BeforeValidator:
             raise expected(f"a duration of {minimum} to {maximum}", value)
         return amount_ms
 
-    return BeforeValidator(read)
+    return Kind(
+        read, schema={**or_variable("[0-9]{1,15}(?:ms|s|m|h|d)"), "examples": ["250ms", "5s", "1m", "1h", "1d"]}
+    )
 
 
-def duration_s(minimum: str, maximum: str) -> BeforeValidator:
+def duration_s(minimum: str, maximum: str) -> Kind:
     """A duration such as ``250ms`` or ``1h``, as seconds; a number is taken for seconds."""
     read_ms = reader_of(duration_ms(minimum, maximum))
 
@@ -110,10 +133,10 @@ def duration_s(minimum: str, maximum: str) -> BeforeValidator:
         milliseconds: int = read_ms(value)
         return milliseconds / 1000
 
-    return BeforeValidator(read)
+    return Kind(read, schema={})
 
 
-def size_bytes(minimum: str, maximum: str) -> BeforeValidator:
+def size_bytes(minimum: str, maximum: str) -> Kind:
     """A size such as ``64KiB``, as bytes; a number is taken for bytes."""
     low_bytes, high_bytes = _quantity(minimum, _SIZE_UNITS_BYTES), _quantity(maximum, _SIZE_UNITS_BYTES)
 
@@ -126,7 +149,7 @@ def size_bytes(minimum: str, maximum: str) -> BeforeValidator:
             raise expected(f"a size of {minimum} to {maximum}", value)
         return amount_bytes
 
-    return BeforeValidator(read)
+    return Kind(read, schema=or_variable("[0-9]{1,15}(?:B|KiB|MiB|GiB)"))
 
 
 def _quantity(text: str, units: dict[str, int]) -> int | None:
@@ -136,7 +159,7 @@ def _quantity(text: str, units: dict[str, int]) -> int | None:
     return int(match[1]) * units[match[2]]
 
 
-def text(what: str, pattern: str = r".+", length_max: int = 255) -> BeforeValidator:
+def text(what: str, pattern: str = r".+", length_max: int = 255) -> Kind:
     """Text that matches ``pattern`` as a whole; ``what`` says it in words."""
     matcher = re.compile(pattern, re.DOTALL)
 
@@ -146,10 +169,10 @@ def text(what: str, pattern: str = r".+", length_max: int = 255) -> BeforeValida
             raise expected(what, value)
         return stripped
 
-    return BeforeValidator(read)
+    return Kind(read, schema=or_variable(pattern))
 
 
-def secret(what: str, refused_prefixes: Mapping[str, str]) -> BeforeValidator:
+def secret(what: str, refused_prefixes: Mapping[str, str]) -> Kind:
     """Text without spaces that is never shown, or None where it is blank.
 
     ``refused_prefixes`` are beginnings by which another kind of secret is told, and what that kind is called.
@@ -173,10 +196,10 @@ def secret(what: str, refused_prefixes: Mapping[str, str]) -> BeforeValidator:
             raise mistake(f"expected {what}, found one with spaces or other characters that no key has")
         return stripped or None
 
-    return BeforeValidator(read)
+    return Kind(read, schema={})
 
 
-def url(what: str, *schemes: str, host_only: bool = False) -> BeforeValidator:
+def url(what: str, *schemes: str, host_only: bool = False) -> Kind:
     """A URL of one of ``schemes``; with ``host_only``, one that has a host, maybe a port, and nothing else."""
 
     def read(value: object) -> str:
@@ -191,33 +214,34 @@ def url(what: str, *schemes: str, host_only: bool = False) -> BeforeValidator:
             raise expected(what, value)
         return address
 
-    return BeforeValidator(read)
+    return Kind(read, schema={})
 
 
-def optional(reader: BeforeValidator) -> BeforeValidator:
+def optional(reader: BeforeValidator) -> Kind:
     """The same, or None for a value that is missing or blank."""
     read_present = reader_of(reader)
 
     def read(value: object) -> object:
         return None if value is None or _text_of(value) == "" else read_present(value)
 
-    return BeforeValidator(read)
+    schema = reader.schema if isinstance(reader, Kind) else {}
+    return Kind(read, schema={"anyOf": [schema, {"type": "null"}, {"const": ""}]})
 
 
-def choice(*options: str) -> BeforeValidator:
+def choice(*options: str) -> Kind:
     """One of a few words."""
     what = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
 
     def read(value: object) -> str:
         word = _text_of(value)
         if word not in options:
-            raise expected(what, value)
+            raise expected(what, value, near_miss(word, options) if word else "")
         return word
 
-    return BeforeValidator(read)
+    return Kind(read, schema={"anyOf": [{"enum": list(options)}, {"type": "string", "pattern": r"\$\{"}]})
 
 
-def flag() -> BeforeValidator:
+def flag() -> Kind:
     """``true`` or ``false``."""
 
     def read(value: object) -> bool:
@@ -228,10 +252,10 @@ def flag() -> BeforeValidator:
             raise expected("true or false", value)
         return word == "true"
 
-    return BeforeValidator(read)
+    return Kind(read, schema={"anyOf": [{"type": "boolean"}, or_variable("true|false")]})
 
 
-def cents() -> BeforeValidator:
+def cents() -> Kind:
     """An amount of cents, as microcents; exact, because the text is read and no float ever made."""
 
     def read(value: object) -> int:
@@ -243,10 +267,41 @@ def cents() -> BeforeValidator:
         except AmountError as error:
             raise expected(error.expected.removeprefix("expected "), value) from None
 
-    return BeforeValidator(read)
+    return Kind(
+        read, schema={"anyOf": [{"type": "number", "minimum": 0}, or_variable(r"\+?[0-9]+(?:\.[0-9]{1,6}0*)?")]}
+    )
 
 
-def time_zone() -> BeforeValidator:
+def price() -> Kind:
+    """Cents for one unit, finer than any amount may be: exact, because the text is read and no float ever made."""
+
+    def read(value: object) -> Decimal:
+        amount = str(value) if isinstance(value, Decimal) else _text_of(value) if isinstance(value, str | int) else None
+        try:
+            price_from_cents(amount or "")
+        except AmountError as error:
+            raise expected(error.expected.removeprefix("expected "), value) from None
+        exact = Decimal(amount or "")
+        if -int(exact.as_tuple().exponent) > _PRICE_DECIMALS_MAX:
+            raise expected(f"at most {_PRICE_DECIMALS_MAX} decimals", value)
+        return exact
+
+    return Kind(read, schema={"anyOf": [{"type": "number", "minimum": 0}, or_variable(r"\+?[0-9]+(?:\.[0-9]{1,18})?")]})
+
+
+def statuses() -> Kind:
+    """A list of HTTP statuses."""
+    read_status = reader_of(whole(100, 599))
+
+    def read(value: object) -> frozenset[int]:
+        if not isinstance(value, list | tuple | frozenset) or not value:
+            raise expected("a list of statuses such as [200, 201]", value)
+        return frozenset(read_status(status) for status in value)
+
+    return Kind(read, schema={"type": "array", "minItems": 1, "items": whole(100, 599).schema})
+
+
+def time_zone() -> Kind:
     """An IANA time zone name."""
 
     def read(value: object) -> str:
@@ -256,10 +311,10 @@ def time_zone() -> BeforeValidator:
             raise expected("an IANA time zone such as Europe/Berlin", value, hint)
         return name
 
-    return BeforeValidator(read)
+    return Kind(read, schema={"type": "string", "examples": ["UTC", "Europe/Berlin", "Asia/Tokyo"]})
 
 
-def one_of_words(words: Sequence[str]) -> BeforeValidator:
+def one_of_words(words: Sequence[str]) -> Kind:
     """One of ``words``, as its place in them, counted from 1."""
     read_word = reader_of(choice(*words))
 
@@ -268,4 +323,4 @@ def one_of_words(words: Sequence[str]) -> BeforeValidator:
             return value
         return words.index(read_word(value)) + 1
 
-    return BeforeValidator(read)
+    return Kind(read, schema=choice(*words).schema)

@@ -1,11 +1,14 @@
 """Money as integers. One cent is 1,000,000 microcents; floats never appear.
 
 The API and ``casts.cost_cents`` speak cents with at most six decimals, so a microcent is the smallest
-amount there is and no conversion ever rounds.
+amount there is and no conversion ever rounds. Prices by the unit may be finer; what comes of them is rounded in one
+place, ``rounded_up``.
 """
 
+import math
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 MICROCENTS_PER_CENT = 1_000_000
 # Redis' Lua counts in doubles: above 2^53 two neighbouring amounts are no longer told apart.
@@ -60,6 +63,44 @@ def microcents_from_cents(cents: int | str | Decimal) -> int:
     if amount_microcents is None:
         raise AmountError("expected at most six decimals of a cent", found)
     return amount_microcents
+
+
+def price_from_cents(cents: str | Decimal) -> Fraction:
+    """Exact microcents for one unit, of cents as a plain decimal number such as ``"0.00003"``, however fine.
+
+    Raises AmountError for anything that is negative, not a number or over the maximum.
+    """
+    exact = cents if isinstance(cents, Decimal) else plain_decimal(cents)
+    if exact is None:
+        raise AmountError("expected cents as a number", _clipped(repr(cents)))
+    if exact < 0:
+        raise AmountError("expected cents of 0 or more", _clipped(str(cents)))
+    if exact > _CENTS_MAX:
+        raise AmountError(
+            f"expected at most {cents_text(MICROCENTS_MAX)} cents (2^53 microcents)", _clipped(str(cents))
+        )
+    return Fraction(exact) * MICROCENTS_PER_CENT
+
+
+def rounded_up(amount_microcents: Fraction) -> int:
+    """The one place where money is rounded: up to a whole microcent, and to no more than MICROCENTS_MAX.
+
+    Up, so that no number of calls is ever cheaper than what they used; by less than a microcent a call.
+    """
+    return min(math.ceil(amount_microcents), MICROCENTS_MAX)
+
+
+def plain_decimal(text: str) -> Decimal | None:
+    """The number that ``text`` writes out in full, without exponent; None where it is none, or a far too long one."""
+    stripped = text.strip()
+    return Decimal(stripped) if _PLAIN_NUMBER.fullmatch(stripped) is not None else None
+
+
+def price_text(microcents_per_unit: Fraction) -> str:
+    """A price in cents, as it was written: ``0.00003``."""
+    cents = Decimal(microcents_per_unit.numerator) / Decimal(microcents_per_unit.denominator * MICROCENTS_PER_CENT)
+    text = f"{cents:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _whole_microcents(cents: Decimal) -> int | None:

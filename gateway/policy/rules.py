@@ -3,10 +3,13 @@
 ``gateway.config`` builds these from files; a request takes one ``Rules`` snapshot and keeps it to its end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.costs import HOLD, Part, amount_of
+from gateway.policy.money import MICROCENTS_MAX, rounded_up
 
 ENFORCE = "enforce"
 SHADOW = "shadow"
@@ -31,28 +34,46 @@ class RateLimit:
     window_ms: int
     algorithm: str
     burst: int = 0
+    mode: str = ENFORCE  # SHADOW: what it would refuse passes, and is counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a call costs. ``hold_microcents`` is taken at admission; the charge is known after the answer."""
+    """What a call costs. ``hold_microcents`` is taken at admission; the charge is known after the answer.
+
+    Without ``parts`` every call costs ``fixed_microcents``. With them a call costs that and what they come to, within
+    minimum and maximum; it may then cost more than was held, which the next calls' budgets know of.
+    """
 
     fixed_microcents: int = 0
-    charge_when: str = "success"  # one of CHARGE_WHEN
+    parts: tuple[Part, ...] = ()
+    minimum_microcents: int = 0
+    maximum_microcents: int = MICROCENTS_MAX
+    if_missing: str = HOLD  # one of costs.IF_MISSING
+    charge_when: str | frozenset[int] = "success"  # one of CHARGE_WHEN, or the statuses that are charged
+    hold_microcents: int = -1  # below 0: the fixed cost
 
-    @property
-    def hold_microcents(self) -> int:
-        """The most that one call may cost."""
-        return self.fixed_microcents
+    def __post_init__(self) -> None:
+        if self.hold_microcents < 0:
+            object.__setattr__(self, "hold_microcents", self.fixed_microcents)
 
     def charge_microcents(self, status: int) -> int | None:
-        """What the call costs given the upstream's ``status``; None: not charged.
+        """What a call without ``parts`` costs given the upstream's ``status``; None: not charged.
 
         NEVER_SENT and NEVER_ANSWERED stand for calls without a status. 101 counts as success: the tunnel is the answer.
         """
-        if self.charge_when == "always" or (self.charge_when == "sent" and status != NEVER_SENT):
-            return self.fixed_microcents
-        return self.fixed_microcents if 200 <= status < 400 or status == 101 else None
+        when = self.charge_when
+        if when == "success":
+            return self.fixed_microcents if 200 <= status < 400 or status == 101 else None
+        if isinstance(when, frozenset):
+            return self.fixed_microcents if status in when else None
+        return self.fixed_microcents if when == "always" or status != NEVER_SENT else None
+
+    def measured_microcents(self, units: Sequence[Fraction | int | None]) -> int:
+        """What a charged call costs, ``units`` being what was seen of each of ``parts``."""
+        amount = rounded_up(self.fixed_microcents + amount_of(self.parts, units))
+        charge = min(max(amount, self.minimum_microcents), self.maximum_microcents)
+        return max(charge, self.hold_microcents) if self.if_missing == HOLD and None in units else charge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

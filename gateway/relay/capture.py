@@ -5,6 +5,8 @@ import re
 import zlib
 from functools import lru_cache
 
+from gateway.policy.pointers import names_of, value_at
+
 # An id longer than this is not one, and a compressed answer may not grow beyond what a plain one may have.
 _IDENTIFIER_CHARACTERS_MAX = 128
 _INFLATED_BYTES_MAX = 1024 * 1024
@@ -40,13 +42,7 @@ def _identifier_at(text: bytes, pointer: str) -> str | None:
         value = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
-    for name in _names(pointer):
-        if isinstance(value, dict):
-            value = value.get(name)
-        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        else:
-            return None
+    value = value_at(value, pointer)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     identifier = str(value)
@@ -55,14 +51,9 @@ def _identifier_at(text: bytes, pointer: str) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _names(pointer: str) -> tuple[str, ...]:
-    return tuple(token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:])
-
-
-@lru_cache(maxsize=1024)
 def _first_member(pointer: str) -> re.Pattern[bytes]:
     """Matches an object whose first member is the one at ``pointer``, and a string without escapes."""
-    names = _names(pointer)
+    names = names_of(pointer)
     if len(names) != 1:
         return re.compile(rb"(?!)")  # matches nothing
     return re.compile(

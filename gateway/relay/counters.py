@@ -67,6 +67,13 @@ class Counters:
             self._denials[name, policy.name, value] = counter
         counter.add()
 
+    def measured(self, policy: str, *, is_missing: bool, is_over_hold: bool) -> None:
+        """A charged call whose cost was measured: did the answer tell it, and was enough held?"""
+        if is_missing:
+            self._metrics.counter("castgate_cost_missing_total", policy=policy).add()
+        if is_over_hold:
+            self._metrics.counter("castgate_cost_over_hold_total", policy=policy).add()
+
     def upstream_error(self, reason: str) -> None:
         """The upstream was unreachable, failed, or timed out."""
         counter = self._upstream_errors.get(reason)

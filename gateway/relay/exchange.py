@@ -26,6 +26,7 @@ from gateway.policy.verdicts import Hold, Pass, Verdict
 from gateway.relay import heads
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
+from gateway.relay.meter import Meter
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -63,6 +64,7 @@ class Exchange:
         "_state",
         "_status",
         "_writing_body",
+        "meter",
         "request",
         "upstream",
     )
@@ -86,6 +88,7 @@ class Exchange:
         self._started = relay.now()
         self._captured: list[bytes] | None = None
         self._captured_bytes = 0
+        self.meter: Meter | None = None  # there where the policy's cost is measured
         self._writing_body = False
         self._status = rules.NEVER_ANSWERED
         self._ends_with_connection = False
@@ -174,6 +177,8 @@ class Exchange:
                 self._refuse(answers.denial(verdict), keep_alive=True)
                 return
         self._metered = True
+        if policy.cost.parts:
+            self.meter = Meter(policy.cost.parts, self._relay.limits.captured_bytes_max)
         if self._state == DONE:  # the client left while its call was being decided
             self._settle(rules.NEVER_SENT)
             return
@@ -214,6 +219,8 @@ class Exchange:
         elif request.upgrade is not None:
             parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
         parts.append(b"\r\n")
+        if self.meter is not None:
+            self.meter.sent(self._relay.now())
         self._take_body(parts)
         upstream.write(b"".join(parts))
         client.update_reading()
@@ -238,6 +245,8 @@ class Exchange:
     def _take_body(self, parts: list[bytes]) -> None:
         """Moves the body that has arrived, in the request's own framing, to ``parts``."""
         request = self.request
+        if self.meter is not None:
+            self.meter.asked(request.body)
         if request.chunked:
             parts += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in request.body]
             if request.complete and not self._writing_body:
@@ -299,6 +308,8 @@ class Exchange:
 
     def capture(self, body: bytes) -> None:
         """Keeps the answer for what it tells about the call, up to a bound: its end is where a stream tells it."""
+        if self.meter is not None:
+            self.meter.body(body)
         captured = self._captured
         if captured is not None:
             captured.append(body)
@@ -505,6 +516,8 @@ class Exchange:
         if charge is None:
             self._void()
             return
+        if self.meter is not None:
+            charge = self._measured(self.meter, policy)
         hold, self._hold = self._hold, None
         self._metered = False
         account = self._account
@@ -530,6 +543,15 @@ class Exchange:
                 self._request_id.decode("latin-1"),
             )
         )
+
+    def _measured(self, meter: Meter, policy: Policy) -> int:
+        """What was seen of the call comes to; more than was held is charged all the same, and counted."""
+        units = meter.units(self._relay.now())
+        charge = policy.cost.measured_microcents(units)
+        self._relay.counters.measured(
+            policy.name, is_missing=None in units, is_over_hold=charge > policy.cost.hold_microcents
+        )
+        return charge
 
     def _unidentified_answered(self, status: int) -> None:
         """Phase 1 let somebody in whom we do not know: what the cache believes of these credentials is wrong."""

@@ -104,7 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
         is_whole = self._at_start
         if is_whole:
             known = self.pool.known_answers.find(data)
-            if known is not None and exchange.request.method != b"HEAD":
+            if known is not None and exchange.meter is None and exchange.request.method != b"HEAD":
                 self._take_known(known, data, exchange)
                 return
             self._at_start = False
@@ -234,6 +234,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._chunk_framing = not bodiless and not self._has_length and not exchange.request.http_1_0
             framing = exchange.answer_framing(bodiless=bodiless, has_length=self._has_length)
             self._plain = self._has_length and not bodiless and not framing and not self._interim
+        if exchange.meter is not None:
+            exchange.meter.head(self._lines)
         self._write_head(status, framing)
         self._lines = []
         if bodiless:

@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from gateway.config import ConfigError, load, policies
+from gateway.config import ConfigError, costs, load, policies
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.costs import BYTES_OF, EVENTS, IF_MISSING
 from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, SHADOW, Cost, Policy, RateLimit
 from tests.config.good_files import CAST, CONFIG, PLANS, LoadIt, Refusal, Write
 
@@ -55,7 +56,10 @@ def test_a_policy_of_name_and_path_is_free_and_for_every_method(load_it: LoadIt)
 def test_files_and_rules_know_the_same_words() -> None:
     assert get_args(policies.Mode) == (ENFORCE, SHADOW)
     assert get_args(policies.Algorithm) == ALGORITHMS
-    assert get_args(policies.ChargeWhen) == CHARGE_WHEN
+    assert get_args(costs.ChargeWhen) == CHARGE_WHEN
+    assert get_args(costs.Events) == EVENTS
+    assert get_args(costs.BytesOf) == BYTES_OF
+    assert get_args(costs.IfMissing) == IF_MISSING
 
 
 def test_a_plan_has_a_budget_for_each_period_listed(load_it: LoadIt) -> None:

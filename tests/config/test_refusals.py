@@ -107,7 +107,8 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "unknown key, near nothing": (
         cast("fixed:", "tokens:"),
-        'policies/cast.yaml:4:12: policies[0].cost.tokens: unknown key "tokens", expected one of charge_when, fixed',
+        'policies/cast.yaml:4:12: policies[0].cost.tokens: unknown key "tokens", expected one of bytes, charge_when, '
+        "duration, fixed, header, hold_cents, if_missing, json, maximum_cents, minimum_cents, sum",
     ),
     "a unit in a key": (
         config("limits: {header_timeout_s: 5s}\n"),
@@ -184,7 +185,7 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "an unknown word": (
         config("log: {format: jsno}\n"),
-        'config.yaml:8:15: log.format: expected one of json, console, found "jsno"',
+        'config.yaml:8:15: log.format: expected one of json, console, found "jsno", did you mean "json"?',
     ),
     "a header that cannot be": (
         config("identity: {api_key: {header: 'X Key'}}\n"),
@@ -237,7 +238,8 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "an unknown mode": (
         cast("cost:", "mode: shadwo\n    cost:"),
-        'policies/cast.yaml:4:11: policies[0].mode: expected one of enforce, shadow, found "shadwo"',
+        "policies/cast.yaml:4:11: policies[0].mode: "
+        'expected one of enforce, shadow, found "shadwo", did you mean "shadow"?',
     ),
     "cents that are no number": (
         cast('"${COST_PER_CAST_CENTS}"', "free"),

@@ -1,0 +1,163 @@
+"""Rules as data that people compare: in the words of the policy files, with every default filled in.
+
+``castgate check`` and the admin listener show it, and ``changes`` says in which keys two versions differ.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.policy.budgets import BudgetLimit
+from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, Part
+from gateway.policy.money import MICROCENTS_MAX, cents_text, price_text
+from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+
+# Of a change, in logs and answers; whoever changes more reads the files.
+CHANGES_MAX = 200
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One key that differs; None stands for a key that is not there."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.key}: added {_shown(self.after)}"
+        if self.after is None:
+            return f"{self.key}: removed, was {_shown(self.before)}"
+        return f"{self.key}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+def effective(rules: Rules) -> dict[str, Any]:
+    """All of the rules but their version, as JSON can carry it."""
+    return {
+        "policies": {policy.name: policy_data(policy) for policy in rules.policies},
+        "plans": {name: plan_data(plan) for name, plan in rules.plans.items()},
+        "default_plan": rules.default_plan,
+    }
+
+
+def policy_data(policy: Policy) -> dict[str, Any]:
+    return {
+        "methods": sorted(policy.methods) or ["any"],
+        "path": policy.path,
+        "mode": policy.mode,
+        "cost": cost_data(policy.cost),
+        "rate_limits": {limit.name: _limit_data(limit) for limit in policy.rate_limits},
+        "cast_id": policy.cast_id_pointer or "none",
+        "on_store_failure": policy.on_store_failure,
+        "on_client_abort": policy.on_client_abort,
+    }
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    return {
+        "budgets": {budget.period: _budget_data(budget) for budget in plan.budgets},
+        "rate_limits": dict(plan.rate_limits),
+        "stripe_price": plan.stripe_price or "none",
+    }
+
+
+def cost_data(cost: Cost) -> dict[str, Any]:
+    when = cost.charge_when
+    data: dict[str, Any] = {"charge_when": sorted(when) if isinstance(when, frozenset) else when}
+    if cost.fixed_microcents or not cost.parts:
+        data["fixed_cents"] = cents_text(cost.fixed_microcents)
+    if cost.parts:
+        data["measured"] = [part_text(part) for part in cost.parts]
+        data["hold_cents"] = cents_text(cost.hold_microcents)
+        data["if_missing"] = cost.if_missing
+        if cost.minimum_microcents:
+            data["minimum_cents"] = cents_text(cost.minimum_microcents)
+        if cost.maximum_microcents < MICROCENTS_MAX:
+            data["maximum_cents"] = cents_text(cost.maximum_microcents)
+    return data
+
+
+def cost_text(cost: Cost) -> str:
+    """The cost on one line: ``1 cent``, ``0.1 cents + 0.0003 cents × json /usage/total_tokens, at most 5``."""
+    terms = [cents_words(cost.fixed_microcents)] if cost.fixed_microcents else []
+    terms += [part_text(part) for part in cost.parts]
+    text = " + ".join(terms)
+    if cost.parts:
+        low = f"at least {cents_text(cost.minimum_microcents)}, " if cost.minimum_microcents else ""
+        has_maximum = cost.maximum_microcents < MICROCENTS_MAX
+        high = f"at most {cents_text(cost.maximum_microcents)}, " if has_maximum else ""
+        text += f", {low}{high}holds {cents_text(cost.hold_microcents)}"
+    return text
+
+
+def part_text(part: Part) -> str:
+    if isinstance(part, HeaderCost):
+        return f"{price_text(part.microcents_per_unit)} cents × header {part.field}"
+    if isinstance(part, DurationCost):
+        return f"{price_text(part.microcents_per_ms)} cents × ms"
+    if isinstance(part, BytesCost):
+        return f"{price_text(part.microcents_per_byte)} cents × bytes of {part.of}"
+    return f"{price_text(part.microcents_per_unit)} cents × json {part.pointer} ({part.events})"
+
+
+def limit_text(limit: RateLimit, number: int | None = None) -> str:
+    """A rate limit on one line; ``number`` is what a plan makes of it."""
+    count = limit.limit if number is None else number
+    shadow = ", SHADOW" if limit.mode == "shadow" else ""
+    if not limit.window_ms:
+        return f"{limit.name}: {count} at once per {limit.key}{shadow}"
+    return f"{limit.name}: {count} in {limit.window_ms / 1000:g}s per {limit.key}, {limit.algorithm}{shadow}"
+
+
+def cents_words(amount_microcents: int) -> str:
+    text = cents_text(amount_microcents)
+    return f"{text} cent" if text == "1" else f"{text} cents"
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What differs, by key; a policy or plan that is new or gone is one change. At most CHANGES_MAX."""
+    found: list[Change] = []
+    for change in _changes("", before, after):
+        if len(found) == CHANGES_MAX:
+            break
+        found.append(change)
+    return found
+
+
+def _changes(key: str, before: Any, after: Any) -> Iterator[Change]:
+    if before == after:
+        return
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        yield Change(key=key, before=before, after=after)
+        return
+    for name in [*before, *(name for name in after if name not in before)]:
+        below = f"{key}.{name}" if key else name
+        yield from _changes(below, before.get(name), after.get(name))
+
+
+def _limit_data(limit: RateLimit) -> dict[str, Any]:
+    data: dict[str, Any] = {"key": limit.key, "limit": limit.limit, "algorithm": limit.algorithm, "mode": limit.mode}
+    if limit.window_ms:
+        data["window_seconds"] = limit.window_ms / 1000
+    if limit.burst:
+        data["burst"] = limit.burst
+    return data
+
+
+def _budget_data(budget: BudgetLimit) -> dict[str, Any]:
+    data: dict[str, Any] = {"hard_limit_cents": cents_text(budget.hard_limit_microcents)}
+    if budget.period != "total":
+        data["time_zone"] = budget.time_zone
+    if budget.period == "weekly":
+        data["week_start"] = _WEEKDAYS[budget.week_start - 1]
+    return data
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value)
