@@ -5,7 +5,7 @@ not unready: casts go on without it, and taking every replica out of service for
 """
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from aiohttp import web
 
 from gateway.metrics import exposition, gauge_values
 
+# A question that is asked here is one call's head.
+_BODY_BYTES_MAX = 64 * 1024
 _NO_STORE = {"Cache-Control": "no-store"}
 _STATUS_KEY: web.AppKey[Callable[[], "Status"]] = web.AppKey("status")
 _RUNTIME_DIR_KEY: web.AppKey[Path] = web.AppKey("runtime_dir", Path)
@@ -28,24 +30,31 @@ class Status:
     workers_ready: int
 
 
-async def serve_admin(listener: socket.socket, status: Callable[[], Status], runtime_dir: Path) -> web.AppRunner:
-    """Serve on a listening socket until the runner's ``cleanup``."""
-    runner = web.AppRunner(
-        make_app(status, runtime_dir), access_log=None, handler_cancellation=True, keepalive_timeout=75.0
-    )
+async def serve_admin(
+    listener: socket.socket,
+    status: Callable[[], Status],
+    runtime_dir: Path,
+    routes: Iterable[web.AbstractRouteDef] = (),
+) -> web.AppRunner:
+    """Serve on a listening socket until the runner's ``cleanup``; ``routes`` beside our own."""
+    app = make_app(status, runtime_dir, routes)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     return runner
 
 
-def make_app(status: Callable[[], Status], runtime_dir: Path) -> web.Application:
+def make_app(
+    status: Callable[[], Status], runtime_dir: Path, routes: Iterable[web.AbstractRouteDef] = ()
+) -> web.Application:
     """The application alone."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=1024)
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=_BODY_BYTES_MAX)
     app[_STATUS_KEY] = status
     app[_RUNTIME_DIR_KEY] = runtime_dir
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)
+    app.router.add_routes(routes)
     return app
 
 
@@ -83,6 +92,10 @@ async def _readyz(request: web.Request) -> web.Response:
     return web.json_response(body, status=code, headers=_NO_STORE)
 
 
+def _listed(methods: Iterable[str]) -> str:
+    return " and ".join(sorted(methods))
+
+
 @web.middleware
 async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -90,11 +103,12 @@ async def _errors_as_json(
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        message = "The admin listener has /metrics, /healthz and /readyz."
+        paths = sorted({resource.canonical for resource in request.app.router.resources()})
+        message = f"The admin listener has {', '.join(paths[:-1])} and {paths[-1]}."
         return web.json_response({"error": "not_found", "message": message}, status=404)
     except web.HTTPMethodNotAllowed as refusal:
         return web.json_response(
-            {"error": "invalid_request", "message": f"{request.path} answers GET and HEAD."},
+            {"error": "invalid_request", "message": f"{request.path} answers {_listed(refusal.allowed_methods)}."},
             status=405,
             headers={"Allow": ", ".join(sorted(refusal.allowed_methods))},
         )

@@ -80,7 +80,7 @@ _DECLARED = (
     # The data plane.
     _counter("castgate_requests_total", "Requests by kind (policy, plain, hosted, refused).", "kind"),
     _counter("castgate_own_answers_total", "Answers of the gateway itself in the upstream's stead.", "status"),
-    _counter("castgate_would_block_total", "Calls that only shadow mode let pass.", "policy", "reason"),
+    _counter("castgate_would_block_total", "Calls that only shadow mode let pass.", "policy", "reason", "limit"),
     _counter("castgate_cost_missing_total", "Charged calls whose answer did not tell what they cost.", "policy"),
     _counter("castgate_cost_over_hold_total", "Calls that turned out dearer than what was held for them.", "policy"),
     _gauge("castgate_connections_open", "Client connections open."),
@@ -114,7 +114,7 @@ _DECLARED = (
     _counter("castgate_store_errors_total", "Calls to a store that failed.", "store", "reason"),
     _gauge("castgate_workers_ready", "Workers that are ready to serve.", merge="max"),
     _counter("castgate_worker_restarts_total", "Workers started again, by why (exit, signal, replace).", "reason"),
-    _counter("castgate_config_reloads_total", "Reloads of the configuration, by result (ok, rejected).", "result"),
+    _counter("castgate_config_reloads_total", "Reloads of the configuration (ok, rejected, failed).", "result"),
     _counter("castgate_metrics_series_dropped_total", "Series not stored because a process has too many."),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _DECLARED}

@@ -7,9 +7,8 @@ replacements fail. Only until all workers were ready once is a worker's early en
 is likely in what we were started with, and the person who did so is still looking.
 
 Stopping (SIGTERM, SIGINT): workers drain; what is left after the drain time-out gets SIGTERM, then SIGKILL. A second
-signal skips to SIGKILL. SIGHUP, or a change of the files, reloads: the configuration is read here first, and workers
-hear of it only if it is accepted. SIGUSR2 replaces the workers one by one: the successor is ready on the same socket
-before its predecessor drains.
+signal skips to SIGKILL. SIGHUP, or a change of the files, reloads (``gateway.reloading``). SIGUSR2 replaces the workers
+one by one: the successor is ready on the same socket before its predecessor drains.
 """
 
 import asyncio
@@ -24,11 +23,12 @@ from pathlib import Path
 
 import structlog
 
-from gateway import accepted
 from gateway.admin import Status, serve_admin
-from gateway.config import ConfigError, Loaded, Settings
+from gateway.admin_policies import policy_routes
+from gateway.config import Loaded
 from gateway.listening import listen, url_of
 from gateway.metrics import Metrics
+from gateway.reloading import Reloading
 from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks
 from gateway.worker_process import ENDED, READY, WorkerProcess, WorkerStart, start_worker
@@ -41,7 +41,6 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 # Ready for this long, a worker's end is news, and the pause before the next begins at its first value again.
 BACKOFF_FORGET_S = 10.0
-WATCH_INTERVAL_S = 1.0
 ADMIN_BACKLOG = 64
 
 EXIT_STOPPED = 0
@@ -92,11 +91,11 @@ class Supervisor:
         """
         self._config = config
         self._load = load
-        self._loaded = loaded
+        self._first = loaded
         self._announce = announce
         self._module = worker_module
         self._gateway_id = secrets.token_hex(8)
-        settings = self._loaded.settings
+        settings = loaded.settings
         port = settings.listen.port if overrides.port is None else overrides.port
         admin_port = settings.admin.port if overrides.admin_port is None else overrides.admin_port
         count = overrides.workers or settings.workers
@@ -111,7 +110,6 @@ class Supervisor:
         self._processes: set[WorkerProcess] = set()
         self._attending = Tasks()  # one for each process, until it has ended
         self._deciding = Tasks()  # those that start processes: they end first
-        self._reloading = asyncio.Lock()
         self._announced = False
         self._replacing = False
         self._draining = False
@@ -125,16 +123,23 @@ class Supervisor:
         async with AsyncExitStack() as cleanup:
             cleanup.enter_context(self._sockets)
             self._runtime_dir = cleanup.enter_context(runtime_folder())
-            accepted.keep(self._runtime_dir, self._loaded)
             self._metrics = Metrics(self._runtime_dir, "supervisor")
             cleanup.callback(self._metrics.close)
+            self._reloading = Reloading(
+                loaded=self._first,
+                load=self._load,
+                runtime_dir=self._runtime_dir,
+                metrics=self._metrics,
+                workers=self._processes,
+            )
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
-            admin = await serve_admin(self._admin_listener, self._status, self._runtime_dir)
+            routes = policy_routes(lambda: self._reloading)
+            admin = await serve_admin(self._admin_listener, self._status, self._runtime_dir, routes)
             cleanup.push_async_callback(admin.cleanup)
             self._handle_signals()
             for slot in self._slots:
                 self._deciding.start(f"keep worker {slot.index}", self._keep(slot))
-            self._deciding.start("watch configuration", self._watch())
+            self._deciding.start("watch configuration", self._reloading.watch())
             await self._stop_wanted.wait()
             await self._stop()
         if self._fault:
@@ -164,11 +169,11 @@ class Supervisor:
             self._at_once = True
             self._something_ended.set()  # whoever waits for workers looks again
             return
-        _log.info("stopping", signal=number.name, drain_timeout_s=self._loaded.settings.drain_timeout_s)
+        _log.info("stopping", signal=number.name, drain_timeout_s=self._reloading.loaded.settings.drain_timeout_s)
         self._stop_wanted.set()
 
     def _asked_to_reload(self, reason: str) -> None:
-        self._deciding.start("reload", self._reload(reason))
+        self._deciding.start("reload", self._reloading.reload(reason))
 
     def _asked_to_replace(self) -> None:
         if not self._replacing and not self._draining:
@@ -224,6 +229,7 @@ class Supervisor:
         await worker.attend()
         self._processes.discard(worker)
         self._count_ready()
+        self._reloading.ended()
         self._something_ended.set()
 
     async def _limit_start(self, worker: WorkerProcess) -> None:
@@ -236,14 +242,12 @@ class Supervisor:
 
     def _heard(self, worker: WorkerProcess, event: str, text: str) -> None:
         self._count_ready()
+        self._reloading.heard(worker, event, text)
         if event == "ready":
             _log.info("worker_ready", worker=worker.index, pid=worker.pid)
             self._announce_if_ready()
         elif event == "reloaded":
             _log.info("worker_reloaded", worker=worker.index, version=text)
-        elif event == "reload_failed":
-            self._metrics.counter("castgate_config_reloads_total", result="failed").add()
-            _log.error("worker_reload_failed", worker=worker.index, error=text)
 
     def _count_ready(self) -> None:
         self._ready_gauge.set(self._status().workers_ready)
@@ -277,40 +281,6 @@ class Supervisor:
         finally:
             self._replacing = False
 
-    # The configuration
-
-    async def _reload(self, reason: str) -> None:
-        """Read the configuration; tell the workers if it is right, and say all that is wrong if it is not."""
-        async with self._reloading:
-            try:
-                loaded = await asyncio.to_thread(self._load)
-            except ConfigError as error:
-                self._metrics.counter("castgate_config_reloads_total", result="rejected").add()
-                problems = [str(problem) for problem in error.problems]
-                _log.error("reload_rejected", reason=reason, kept=self._loaded.rules.version, problems=problems)
-                return
-            waiting = _changed_sections(self._loaded.settings, loaded.settings)
-            self._loaded = loaded
-            accepted.keep(self._runtime_dir, loaded)
-            self._metrics.counter("castgate_config_reloads_total", result="ok").add()
-            _log.info("reload_accepted", reason=reason, version=loaded.rules.version)
-            for warning in loaded.warnings:
-                _log.warning("configuration", warning=warning)
-            if waiting:
-                _log.warning("restart_needed", sections=waiting)
-            for worker in self._processes:
-                worker.tell("reload")
-
-    async def _watch(self) -> None:
-        """Reload after a change of the files, once they have stayed the same for one interval: editors write twice."""
-        known = seen = _fingerprint(self._loaded)
-        while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
-            last, seen = seen, _fingerprint(self._loaded)
-            if seen == last and seen != known:
-                await self._reload("files changed")
-                known = seen = _fingerprint(self._loaded)  # an accepted reload may have other files
-
     # The end
 
     async def _stop(self) -> None:
@@ -329,7 +299,7 @@ class Supervisor:
         left = set(workers)
         for worker in left:
             worker.tell("drain")
-        drain_s = self._loaded.settings.drain_timeout_s + DRAIN_MARGIN_S
+        drain_s = self._reloading.loaded.settings.drain_timeout_s + DRAIN_MARGIN_S
         for wait_s, number in ((drain_s, signal.SIGTERM), (TERMINATE_WAIT_S, signal.SIGKILL)):
             left = await self._wait_for_ends(left, wait_s)
             harder = signal.SIGKILL if self._at_once else number
@@ -347,20 +317,3 @@ class Supervisor:
                     self._something_ended.clear()
                     await self._something_ended.wait()
         return {worker for worker in workers if worker.state != ENDED}
-
-
-def _changed_sections(old: Settings, new: Settings) -> list[str]:
-    """What of config.yaml differs and is read at a worker's start only; the drain time-out is ours."""
-    names = [name for name in Settings.model_fields if name != "drain_timeout_s"]
-    return [name.removesuffix("_s") for name in names if getattr(old, name) != getattr(new, name)]
-
-
-def _fingerprint(loaded: Loaded) -> tuple[tuple[str, int, int, int], ...]:
-    """Changes with any file of the configuration, and with the policies' folder: a new file is a change too."""
-    marks: list[tuple[str, int, int, int]] = []
-    config, *policies = loaded.files
-    for path in sorted({config, *policies, *(path.parent for path in policies)}):
-        with suppress(OSError):
-            about = path.stat()
-            marks.append((str(path), about.st_mtime_ns, about.st_size, about.st_ino))
-    return tuple(marks)

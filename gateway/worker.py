@@ -24,7 +24,7 @@ from gateway.accounts import Accounts
 from gateway.admission import Admission
 from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
-from gateway.config import ConfigError, Loaded, Settings, load
+from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
@@ -34,6 +34,7 @@ from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
 from gateway.metrics import Metrics, exposition
 from gateway.payments import Payments
+from gateway.policy.routes import RouteTable
 from gateway.policy.rules import Rules
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
@@ -54,6 +55,8 @@ _PROBES = 3
 _GC_THRESHOLDS = (20_000, 20, 50)
 # How long a stopping worker goes on accepting what waits in its queue.
 _LAST_ACCEPTS_S = 0.05
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ class Worker:
         self._parameters = parameters
         self._settings = settings
         self._rules = loaded.rules
+        self._next: tuple[Rules, RouteTable] | None = None  # prepared, not taken
         self._tasks = Tasks()
         self._metrics = Metrics(Path(parameters.runtime_dir), f"worker-{parameters.index}")
         self._metrics.config_version(loaded.rules.version)
@@ -199,17 +203,23 @@ class Worker:
                 continue
             return
 
-    def reload(self) -> str:
-        """Takes new policies and plans at once, for every request that begins from now on; returns their version.
+    async def prepare(self) -> str:
+        """Makes what is offered ready for ``take``, beside what is in use; returns its version. Raises ConfigError."""
+        self._next = await asyncio.to_thread(_offered, self._parameters)
+        return self._next[0].version
+
+    def take(self) -> str:
+        """Takes the policies and plans prepared last, for every request that begins from now on; returns their version.
 
         Settings of ``config.yaml`` that shape the process itself (listeners, stores, limits) are read at start only.
         """
-        loaded = _configuration(self._parameters)
-        self._rules = loaded.rules
-        self._relay.use(loaded.rules)
-        self._accounts.rules_changed()
-        self._metrics.config_version(loaded.rules.version)
-        return loaded.rules.version
+        if self._next is not None:
+            self._rules, routes = self._next
+            self._next = None
+            self._relay.use(self._rules, routes)
+            self._accounts.rules_changed()
+            self._metrics.config_version(self._rules.version)
+        return self._rules.version
 
     async def stop(self) -> None:
         """Accepts no more, finishes, settles, flushes, closes: in this order nothing is lost."""
@@ -267,11 +277,14 @@ class _Control:
                 operation = json.loads(line)["op"]
                 if operation == "drain":
                     break
-                if operation == "reload":
+                if operation == "prepare":
                     try:
-                        self.say(event="reloaded", version=worker.reload())
-                    except ConfigError as error:
-                        self.say(event="reload_failed", error=str(error))
+                        self.say(event="prepared", version=await worker.prepare())
+                    except Exception as error:  # noqa: BLE001  whatever it is, the supervisor waits for an answer
+                        self.say(event="reload_failed", error=f"{type(error).__name__}: {error}")
+                        _log.exception("not_prepared")
+                elif operation == "take":
+                    self.say(event="reloaded", version=worker.take())
         finally:
             stop.set()
 
@@ -306,6 +319,12 @@ def _configuration(parameters: Parameters) -> Loaded:
     """What the supervisor accepted; the files, where that was another version of this program. Raises ConfigError."""
     kept = accepted.read(Path(parameters.runtime_dir))
     return kept if kept is not None else load(Path(parameters.config), os.environ)
+
+
+def _offered(parameters: Parameters) -> tuple[Rules, RouteTable]:
+    """What is offered, or in force where nothing is (any more), and its routes. Raises ConfigError."""
+    rules = (accepted.read_offered(Path(parameters.runtime_dir)) or _configuration(parameters)).rules
+    return rules, RouteTable(rules.policies)
 
 
 def main() -> None:

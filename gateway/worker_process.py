@@ -1,9 +1,10 @@
 """One worker process as the supervisor sees it: started with its sockets, told things, heard from, waited for.
 
-Both talk in JSON lines over a socket pair. The worker says ``{"event": "ready"}``, ``stopping``, ``reloaded`` (with
-``version``), ``reload_failed`` (with ``error``) and ``failed`` (with ``error``: why it cannot start); it is told
-``{"op": "drain"}`` and ``{"op": "reload"}``. The end of the file is a message as well: at the worker, that its
-supervisor is gone, so that it drains by itself; here, that the worker is about to end.
+Both talk in JSON lines over a socket pair. The worker says ``{"event": "ready"}`` (with ``version``), ``stopping``,
+``prepared`` and ``reloaded`` (with ``version``), ``reload_failed`` (with ``error``) and ``failed`` (with ``error``: why
+it cannot start); it is told ``{"op": "drain"}``, ``{"op": "prepare"}`` and ``{"op": "take"}``. The end of the file is a
+message as well: at the worker, that its supervisor is gone, so that it drains by itself; here, that the worker is about
+to end.
 """
 
 import asyncio

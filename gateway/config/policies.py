@@ -17,16 +17,18 @@ from gateway.config.scalars import (
     one_of_words,
     optional,
     or_variable,
+    reader_of,
     text,
     time_zone,
     whole,
 )
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
-from gateway.policy.rules import ALGORITHMS, ENFORCE, SHADOW, Plan, Policy, RateLimit
+from gateway.policy.rules import ALGORITHMS, ENFORCE, KEY_SEPARATOR, SHADOW, Plan, Policy, RateLimit
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
+KEYS_MAX = 4
 # Beyond any real rate, and far below 2^53, where Redis' Lua stops counting exactly.
 LIMIT_MAX = 1_000_000_000
 
@@ -57,6 +59,21 @@ def _path() -> Kind:
     return Kind(read, schema=or_variable(r"/[^*]*(?:/\*)?"))
 
 
+def _key() -> Kind:
+    one = text(_KEY_KINDS, _HEADER_KEY)
+    read_one = reader_of(one)
+
+    def read(value: object) -> str:
+        if not isinstance(value, list):
+            return str(read_one(value))
+        keys = [str(read_one(key)) for key in value]
+        if not 1 <= len(keys) <= KEYS_MAX or len({key.lower() for key in keys}) < len(keys):
+            raise expected(f"a list of 1 to {KEYS_MAX} different keys", value)
+        return KEY_SEPARATOR.join(keys)
+
+    return Kind(read, schema={"anyOf": [one.schema, {"type": "array", "items": one.schema, "maxItems": KEYS_MAX}]})
+
+
 class Match(Section):
     """Which requests: a method of ``methods`` (none listed: every method) and the path."""
 
@@ -77,8 +94,8 @@ class RateLimitSpec(Section):
     name: Annotated[Name, Field(description="in 429 answers and metrics; plans give it another limit by this name")]
     key: Annotated[
         str,
-        text(_KEY_KINDS, _HEADER_KEY),
-        Field(description="what is counted apart: account, api_key, ip, route or header:<name>"),
+        _key(),
+        Field(description="what is counted apart: account, api_key, ip, route or header:<name>, or a list of them"),
     ] = "account"
     limit: Annotated[Limit, Field(description="calls in a window, or at once for the algorithm concurrency")]
     # Longer windows are what budgets are for.

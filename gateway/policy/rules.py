@@ -15,6 +15,8 @@ ENFORCE = "enforce"
 SHADOW = "shadow"
 ALGORITHMS = ("fixed_window", "sliding_window", "token_bucket", "concurrency")
 CHARGE_WHEN = ("success", "sent", "always")
+# Between the parts of a rate limit's key; in no header's name.
+KEY_SEPARATOR = ","
 # In place of an upstream's status: the call was admitted but no byte of it went to the upstream; or went, unanswered.
 NEVER_SENT = -1
 NEVER_ANSWERED = 0
@@ -29,7 +31,7 @@ class RateLimit:
     """
 
     name: str
-    key: str  # account | api_key | ip | header:<name> | route
+    key: str  # account | api_key | ip | header:<name> | route, or several of them between KEY_SEPARATORs
     limit: int
     window_ms: int
     algorithm: str

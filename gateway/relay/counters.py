@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from gateway.policy.rules import SHADOW, Policy
+from gateway.policy.rules import Policy
 from gateway.policy.verdicts import BudgetExceeded, Denial, RateLimited
 
 if TYPE_CHECKING:
@@ -52,15 +52,13 @@ class Counters:
         series[1].observe(duration_s)
 
     def denial(self, policy: Policy, verdict: Denial) -> None:
-        """A call that admission refused, or would have refused were the policy not in shadow mode."""
+        """A call that admission refused."""
         if isinstance(verdict, BudgetExceeded):
             name, label, value = "budget_block_total", "period", verdict.period
         elif isinstance(verdict, RateLimited):
             name, label, value = "rate_limited_total", "limit", verdict.limit_name
         else:
             return  # counted by admission, which knows which store was lost
-        if policy.mode == SHADOW:
-            name, label, value = "castgate_would_block_total", "reason", name.removesuffix("_total")
         counter = self._denials.get((name, policy.name, value))
         if counter is None:
             counter = self._metrics.counter(name, **{"policy": policy.name, label: value})

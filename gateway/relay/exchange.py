@@ -22,7 +22,7 @@ from gateway.ledger import UsageEvent
 from gateway.policy import answers, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
-from gateway.policy.verdicts import Hold, Pass, Verdict
+from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
 from gateway.relay import heads
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
@@ -47,6 +47,7 @@ class Exchange:
     __slots__ = (
         "_abandoned",
         "_account",
+        "_asked",
         "_captured",
         "_captured_bytes",
         "_client",
@@ -143,9 +144,23 @@ class Exchange:
             return
         found = identify.cached(credentials)
         if found is None:
-            identify.resolve(credentials, self.identified)
+            identify.resolve(credentials, self._resolved)
         else:
             self.identified(None if isinstance(found, Unknown) else found)
+
+    def _resolved(self, account: "Account | None") -> None:
+        """As ``identified``, a while later. Rules that came meanwhile decide the whole request: its policy and its plan
+        are to be of one version."""
+        request, policy = self.request, self._policy
+        match = self._relay.routes.match(request.method, request.target)
+        if self._state == DONE or match is policy:
+            self.identified(account)
+        elif isinstance(match, Ambiguous):
+            self._policy = None
+            self._refuse(self._relay.ambiguous_target(request, match), keep_alive=True)
+        else:
+            self._policy = match
+            self.identified(account if match is not None else None)
 
     def identified(self, account: "Account | None") -> None:
         """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
@@ -155,13 +170,14 @@ class Exchange:
             self._forward(self._relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
             return
         self._account = account
-        self._admit(account)
+        assert self._policy is not None
+        self._admit(account, self._policy)
 
     # --- admit
 
-    def _admit(self, account: "Account") -> None:
-        policy = self._policy
-        assert policy is not None
+    def _admit(self, account: "Account", policy: Policy) -> None:
+        """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
+        self._asked = policy
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client.address)
         self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted))
 
@@ -171,11 +187,8 @@ class Exchange:
         assert policy is not None
         if isinstance(verdict, Hold):
             self._hold = verdict
-        elif not isinstance(verdict, Pass):
-            self._relay.counters.denial(policy, verdict)
-            if self._state != DONE and policy.mode == rules.ENFORCE:
-                self._refuse(answers.denial(verdict), keep_alive=True)
-                return
+        elif not isinstance(verdict, Pass) and not self._is_let_pass(verdict, policy):
+            return
         self._metered = True
         if policy.cost.parts:
             self.meter = Meter(policy.cost.parts, self._relay.limits.captured_bytes_max)
@@ -185,6 +198,25 @@ class Exchange:
         if policy.cast_id_pointer is not None:
             self._captured = []
         self._forward(self._relay.upstream_pool)
+
+    def _is_let_pass(self, denial: Denial, policy: Policy) -> bool:
+        """Whether the call goes on all the same: its policy is in shadow. If not it is refused; or decided anew, where
+        it was a limit in shadow that denied it."""
+        account, shadow = self._account, self._relay.shadow
+        assert account is not None
+        if policy.mode == rules.SHADOW:
+            shadow.passed(policy, denial, account.account_id)
+            return True
+        rest = shadow.rest_of(self._asked, denial)
+        if rest is not None:
+            shadow.passed(policy, denial, account.account_id)
+            if self._state != DONE:
+                self._admit(account, rest)
+            return False
+        self._relay.counters.denial(policy, denial)
+        if self._state != DONE:
+            self._refuse(answers.denial(denial), keep_alive=True)
+        return False
 
     # --- forward
 

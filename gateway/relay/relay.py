@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gateway.policy import answers
@@ -14,7 +13,9 @@ from gateway.policy.rules import Policy, Rules
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
 from gateway.relay.heads import Fields
+from gateway.relay.rate_keys import rate_key
 from gateway.relay.request import Request
+from gateway.relay.shadow import Shadow
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -91,12 +92,14 @@ class Relay:
         self._request_prefix = os.urandom(8).hex().encode()
         self._requests_begun = 0
         self.counters = Counters(metrics)
+        self.shadow = Shadow(metrics, self.now)
         self.use(rules)
 
-    def use(self, rules: Rules) -> None:
-        """Takes new rules; requests under way keep the policy they began with."""
+    def use(self, rules: Rules, routes: RouteTable | None = None) -> None:
+        """Takes new rules, and their ``routes`` where they are made; requests under way keep the policy they have."""
         self.rules = rules
-        self.routes = RouteTable(rules.policies)
+        self.routes = routes or RouteTable(rules.policies)
+        self.shadow.forget()
 
     # --- connections
 
@@ -223,10 +226,7 @@ class Relay:
         if len(limits) == 1 and limits[0].key == "account":  # nearly every policy
             return (account.account_id,)
         return tuple(
-            account.account_id
-            if limit.key == "account"
-            else _rate_key(limit.key, policy, request, credentials, address)
-            for limit in limits
+            rate_key(limit.key, policy, account.account_id, request.lines, credentials, address) for limit in limits
         )
 
     def new_request_id(self) -> bytes:
@@ -237,19 +237,3 @@ class Relay:
 
 def _invalid(message: str, details: str) -> Answer:
     return answers.error(400, "invalid_request", message, details=details)
-
-
-def _rate_key(key: str, policy: Policy, request: Request, credentials: "Credentials | None", address: bytes) -> str:
-    if key == "ip":
-        return address.decode()
-    if key == "route":
-        return policy.name
-    if key == "api_key":
-        secret = next(filter(None, credentials), b"") if credentials is not None else b""
-        return sha256(secret).hexdigest()[:32]
-    name = key.removeprefix("header:").lower().encode()
-    for line in request.lines:
-        found, _, value = line.partition(b":")
-        if found.lower() == name:
-            return sha256(value.strip()).hexdigest()[:32]  # whatever a client sends, the key stays short
-    return ""

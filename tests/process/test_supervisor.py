@@ -1,6 +1,7 @@
 """``castgate serve``: what the supervisor keeps alive, and how it ends. Workers are toys, processes are real."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -199,6 +200,47 @@ async def test_a_bad_reload_keeps_the_old_configuration_counts_it_and_says_all_t
         assert await served.metric(f'castgate_config_info{{version="{event["kept"]}"}}') == 2
         assert await served.metric('castgate_config_reloads_total{result="rejected"}') == 1
         assert await served.call() in served.pids()
+
+
+async def test_what_one_worker_cannot_take_none_takes(config: Path) -> None:
+    async with serving(config, toy="unprepared") as served:
+        await served.ready()
+        write_config(config.parent, policies=POLICIES.replace("cents: 1", "cents: 2"))
+        served.signal(signal.SIGHUP)
+        event = await served.event("reload_failed")
+        assert event["problems"] == ["worker 1: the toy will not"]
+        assert await served.metric(f'castgate_config_info{{version="{event["kept"]}"}}') == 2
+        assert await served.metric('castgate_config_reloads_total{result="failed"}') == 1
+        # A worker that starts now has what the others have.
+        os.kill(await served.call(), signal.SIGKILL)
+        await served.said('"event": "worker_ready"', times=3)
+        assert await served.metric(f'castgate_config_info{{version="{event["kept"]}"}}') == 2
+
+
+async def test_the_admin_listener_shows_the_rules_and_how_they_came_to_be(config: Path) -> None:
+    async with serving(config) as served:
+        await served.ready()
+        first = json.loads((await served.get(f"{served.admin_url}/policies"))[1])
+        assert first["loaded_by"] == "start"
+        assert first["policies"]["cast"]["cost"] == {"charge_when": "success", "fixed_cents": "1"}
+        assert first["plans"] == {"free": {"budgets": {}, "rate_limits": {}, "stripe_price": "none"}}
+        write_config(config.parent, policies=POLICIES.replace("cents: 1", "cents: 2") + "  pro: {}\n")
+        served.signal(signal.SIGHUP)
+        version = (await served.event("reload_accepted"))["version"]
+        write_config(config.parent, policies="no: rules\n")
+        served.signal(signal.SIGHUP)
+        await served.event("reload_rejected")
+        status, text = await served.get(f"{served.admin_url}/policies/history")
+        body = json.loads(text)
+        assert (status, body["version"], body["loaded_by"]) == (200, version, "SIGHUP")
+        rejected, accepted, start = body["history"]
+        assert (rejected["result"], rejected["version"], rejected["by"]) == ("rejected", version, "SIGHUP")
+        assert any('unknown key "no"' in problem for problem in rejected["problems"])
+        assert accepted["changes"] == [
+            {"key": "policies.cast.cost.fixed_cents", "before": "1", "after": "2"},
+            {"key": "plans.pro", "before": None, "after": {"budgets": {}, "rate_limits": {}, "stripe_price": "none"}},
+        ]
+        assert (start["by"], start["version"], start["at"]) == ("start", first["version"], first["loaded_at"])
 
 
 async def test_a_change_of_the_files_reloads_by_itself(config: Path) -> None:

@@ -2,7 +2,7 @@
 
 Answers each connection with one HTTP response that says its pid. ``TOY`` in the environment: ``exits`` (dies before it
 is ready), ``says_why`` (so, with a reason), ``stubborn`` (ignores orders to drain and SIGTERM), ``slow`` (answers once
-it is told to drain), ``silent`` (never ready).
+it is told to drain), ``silent`` (never ready), ``unprepared`` (the second of them takes no new configuration).
 """
 
 import asyncio
@@ -13,7 +13,8 @@ import socket
 import sys
 from pathlib import Path
 
-from gateway.config import ConfigError, load
+from gateway import accepted
+from gateway.config import load
 from gateway.metrics import Metrics
 
 told = json.loads(os.environ["CASTGATE_WORKER"])
@@ -62,19 +63,24 @@ async def main() -> None:
     server = await asyncio.start_server(answer, sock=socket.socket(fileno=told["listen_fd"]))
     if toy == "stubborn":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
-    metrics.config_version(load(Path(told["config"]), os.environ).rules.version)
-    say(event="ready")
+    version = load(Path(told["config"]), os.environ).rules.version
+    metrics.config_version(version)
+    say(event="ready", version=version)
     while line := await reader.readline():
         op = json.loads(line)["op"]
         if op == "drain" and toy != "stubborn":
             break
-        if op == "reload":
-            try:
-                version = load(Path(told["config"]), os.environ).rules.version
-                metrics.config_version(version)
-                say(event="reloaded", version=version)
-            except ConfigError as error:
-                say(event="reload_failed", error=str(error))
+        if op == "prepare":
+            if toy == "unprepared" and told["index"] == 1:
+                say(event="reload_failed", error="the toy will not")
+                continue
+            offered = accepted.read_offered(Path(told["runtime_dir"])) or accepted.read(Path(told["runtime_dir"]))
+            assert offered is not None
+            version = offered.rules.version
+            say(event="prepared", version=version)
+        elif op == "take":
+            metrics.config_version(version)
+            say(event="reloaded", version=version)
     say(event="stopping")
     # What waits in the socket's queue is still answered: one more turn of the loop accepts it.
     await asyncio.sleep(0.05)

@@ -1,0 +1,33 @@
+"""The admin listener's view of the rules: what is in force, how it came to be, and what it would say to a call."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from gateway.policy.effective import effective
+
+if TYPE_CHECKING:
+    from gateway.reloading import Reloading
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
+    """``/policies`` and ``/policies/history``."""
+
+    async def policies(_: web.Request) -> web.Response:
+        versions = reloading().versions
+        body = {**_loaded(reloading()), **effective(versions.rules)}
+        return web.json_response(body, headers=_NO_STORE)
+
+    async def history(_: web.Request) -> web.Response:
+        entries = [loading.data() for loading in reloading().versions.history]
+        return web.json_response({**_loaded(reloading()), "history": entries}, headers=_NO_STORE)
+
+    return [web.get("/policies", policies), web.get("/policies/history", history)]
+
+
+def _loaded(reloading: "Reloading") -> dict[str, object]:
+    data = reloading.versions.loaded.data()
+    return {"version": data["version"], "loaded_at": data["at"], "loaded_by": data["by"]}
