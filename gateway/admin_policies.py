@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from gateway.explain import FAULTS, explain, question_of
 from gateway.policy.effective import effective
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
-    """``/policies`` and ``/policies/history``."""
+    """``/policies``, ``/policies/history`` and ``/explain``."""
 
     async def policies(_: web.Request) -> web.Response:
         versions = reloading().versions
@@ -25,7 +26,26 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
         entries = [loading.data() for loading in reloading().versions.history]
         return web.json_response({**_loaded(reloading()), "history": entries}, headers=_NO_STORE)
 
-    return [web.get("/policies", policies), web.get("/policies/history", history)]
+    async def explain_call(request: web.Request) -> web.Response:
+        try:
+            question = question_of(await request.json())
+        except ValueError as error:
+            return _refusal(400, "invalid_request", str(error))
+        try:
+            answer = await explain(reloading().loaded, question)
+        except FAULTS as error:
+            return _refusal(503, "overloaded", f"Postgres cannot be asked now: {error}")
+        return web.json_response(answer.data(), headers=_NO_STORE)
+
+    return [
+        web.get("/policies", policies),
+        web.get("/policies/history", history),
+        web.post("/explain", explain_call),
+    ]
+
+
+def _refusal(status: int, code: str, message: str) -> web.Response:
+    return web.json_response({"error": code, "message": message}, status=status, headers=_NO_STORE)
 
 
 def _loaded(reloading: "Reloading") -> dict[str, object]:

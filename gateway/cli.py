@@ -1,13 +1,14 @@
-"""The ``castgate`` command: serve, check, migrate, billing sync.
+"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync.
 
 Exit codes: 0 done or stopped as asked; 1 it could not be done, the reason is on standard error; 2 the command line is
 wrong; 130 stopped at once by a second signal. Nothing that an operator can get wrong ends in a traceback.
 """
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,16 +16,16 @@ import click
 import structlog
 
 from gateway import log, migrate
-from gateway.billing_sync import FAULTS, AlreadySyncingError
+from gateway.against import NoAnswerError, differences
+from gateway.billing_sync import FAULTS as SYNC_FAULTS
+from gateway.billing_sync import AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
-from gateway.config import ConfigError, Loaded, load
+from gateway.config import ConfigError, load
 from gateway.config.schema import policies_schema_text
+from gateway.explain import FAULTS, Question, explain
 from gateway.listening import ListenError
 from gateway.metrics import build_version
-from gateway.policy.budgets import BudgetLimit
-from gateway.policy.effective import cost_text, limit_text
-from gateway.policy.money import cents_text
-from gateway.policy.rules import ENFORCE, Plan, Policy
+from gateway.summary import summary
 from gateway.supervisor import NotStartedError, Overrides, Supervisor
 
 EXIT_FAILED = 1
@@ -62,6 +63,7 @@ def main() -> None:
     \b
     Examples
       castgate check                     is the configuration right?
+      castgate explain --path /v1/cast   what would become of a call?
       castgate migrate                   make Castgate's tables, once
       castgate billing sync              read from Stripe what webhooks have missed
       castgate serve --workers 4         serve until Ctrl-C
@@ -110,22 +112,88 @@ def serve(config: Path, port: int | None, admin_port: int | None, workers: int |
 
 @main.command(short_help="Is the configuration right, and what does it mean?")
 @_config_option
-def check(config: Path) -> None:
+@click.option("--against", metavar="URL", help="A running gateway's admin address: show only what would change in it.")
+def check(config: Path, against: str | None) -> None:
     """Read the configuration as serve would, and show what it means; or every mistake in it, with exit code 1.
 
     \b
     Examples
       castgate check
+      castgate check --against http://127.0.0.1:9090
       castgate check --config staging/config.yaml && kill -HUP "$(pidof -s castgate)"
     """
     try:
         loaded = load(config, os.environ)
     except ConfigError as error:
         _fail(str(error))
-    for line in _summary(loaded):
+    try:
+        lines = summary(loaded) if against is None else differences(loaded.rules, against)
+    except NoAnswerError as error:
+        _fail(f"castgate: {error}")
+    for line in lines:
         click.echo(line)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+@main.command("explain", short_help="What would become of a call, and why?")
+@_config_option
+@click.option("--key", help="The caller's API key.")
+@click.option("--session", help="The caller's session, in place of a key.")
+@click.option("--account", "account_id", help="The caller's account id, in place of a credential.")
+@click.option("--method", default="POST", show_default=True, help="The call's method.")
+@click.option("--path", required=True, help="The call's path, as it would be sent.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the call; repeatable.")
+@click.option("--ip", "address", default="127.0.0.1", show_default=True, help="The caller's address.")
+@click.option("--json", "as_json", is_flag=True, help="As the admin listener's POST /explain answers.")
+def explain_command(
+    config: Path,
+    key: str | None,
+    session: str | None,
+    account_id: str | None,
+    method: str,
+    path: str,
+    headers: Sequence[str],
+    address: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Show which policy, account and plan a call falls under, how far each of its budgets and limits is used, and what
+    the verdict would be. Nothing is consumed, and nothing is sent to the service behind.
+
+    The rules are those of the files; what a running gateway would say is its admin listener's POST /explain.
+
+    \b
+    Examples
+      castgate explain --key ck_live_… --path /v1/cast
+      castgate explain --account 42 --method GET --path /v1/casts --header 'X-Tenant: 7'
+    """
+    if sum(given is not None for given in (key, session, account_id)) > 1:
+        raise click.UsageError("give one of --key, --session and --account")
+    pairs = [header.partition(":") for header in headers]
+    if not all(name.strip() and colon for name, colon, _ in pairs):
+        raise click.BadParameter("expected 'NAME: VALUE'", param_hint="--header")
+    question = Question(
+        method=method,
+        target=path,
+        headers=[(name.strip(), value.strip()) for name, _, value in pairs],
+        key=key,
+        session=session,
+        account_id=account_id,
+        address=address,
+    )
+    log.configure("error", "console")
+    try:
+        answer = asyncio.run(explain(load(config, os.environ), question))
+    except ConfigError as error:
+        _fail(str(error))
+    except FAULTS as error:
+        _fail(f"castgate: Postgres: {error}")
+    if as_json:
+        click.echo(json.dumps(answer.data(), indent=2, ensure_ascii=False))
+        return
+    for line in answer.lines():
+        click.echo(line)
 
 
 @main.command("schema", short_help="The JSON Schema of policy files, for editors.")
@@ -218,7 +286,7 @@ def sync_command(config: Path) -> None:
         report = asyncio.run(sync_from_command(loaded))
     except AlreadySyncingError:
         _fail("castgate: a sync is at work, or has just been done; try again in a minute")
-    except FAULTS as error:
+    except SYNC_FAULTS as error:
         _fail(f"castgate: {type(error).__name__.removesuffix('Error')}: {error}")
     click.echo(
         f"{report.events_missed} missed events handled (of {report.events_seen}), "
@@ -230,58 +298,3 @@ def sync_command(config: Path) -> None:
 def _fail(message: str) -> NoReturn:
     click.echo(message, err=True)
     raise SystemExit(EXIT_FAILED)
-
-
-def _summary(loaded: Loaded) -> Iterable[str]:
-    """What the configuration means, as tables."""
-    rules = loaded.rules
-    yield f"configuration {rules.version}"
-    yield ""
-    yield from _table(
-        ("METHODS", "PATH", "POLICY", "MODE", "COST", "RATE LIMITS"),
-        [_policy_row(policy) for policy in rules.policies],
-    )
-    yield "everything else is relayed untouched"
-    yield ""
-    yield from _table(
-        ("PLAN", "BUDGETS", "RATE LIMITS", "STRIPE PRICE"),
-        [_plan_row(plan, is_default=plan.name == rules.default_plan) for plan in rules.plans.values()],
-    )
-    yield ""
-    yield f"billing is {'on' if loaded.billing_enabled else 'off'}"
-
-
-def _policy_row(policy: Policy) -> tuple[str, ...]:
-    cost = cost_text(policy.cost)
-    return (
-        ",".join(sorted(policy.methods)) or "any",
-        policy.path,
-        policy.name,
-        policy.mode if policy.mode == ENFORCE else policy.mode.upper(),
-        f"{cost}, {_when_text(policy.cost.charge_when)}" if cost else "free",
-        "; ".join(limit_text(limit) for limit in policy.rate_limits) or "none",
-    )
-
-
-def _when_text(charge_when: str | frozenset[int]) -> str:
-    return charge_when if isinstance(charge_when, str) else f"for {' '.join(map(str, sorted(charge_when)))}"
-
-
-def _plan_row(plan: Plan, *, is_default: bool) -> tuple[str, ...]:
-    return (
-        f"{plan.name} (default)" if is_default else plan.name,
-        "; ".join(_budget_text(budget) for budget in plan.budgets) or "none",
-        "; ".join(f"{name}: {limit}" for name, limit in plan.rate_limits.items()) or "as the policy says",
-        plan.stripe_price or "none",
-    )
-
-
-def _budget_text(budget: BudgetLimit) -> str:
-    zone = "" if budget.time_zone == "UTC" else f" {budget.time_zone}"
-    return f"{budget.period} {cents_text(budget.hard_limit_microcents)} cents{zone}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -212,6 +212,10 @@ class Identify:
         self._misses.add()
         self._enqueue(credentials, done)
 
+    async def owner_of(self, credentials: Credentials) -> Account | None:
+        """Whose ``credentials`` are by the tables as they are, past the cache. Raises StoreError."""
+        return (await self._accounts_of([credentials])).get(credentials)
+
     def forget(self, credentials: Credentials) -> None:
         """Credentials thought unknown were good after all: Phase 1 accepted them."""
         self._unknown.pop(credentials, None)

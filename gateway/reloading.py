@@ -46,6 +46,7 @@ class Reloading:
         self._metrics = metrics
         self._workers = workers
         self._one_at_a_time = asyncio.Lock()
+        self._known = _fingerprint(loaded)  # of the files when they were last read
         self._answers: dict[WorkerProcess, str] = {}  # to ``prepare``: blank where it could, else why not
         self._answered = asyncio.Event()
         accepted.keep(runtime_dir, loaded)
@@ -53,6 +54,7 @@ class Reloading:
     async def reload(self, by: str) -> None:
         """Read the configuration; have it taken if it is right, and say all that is wrong if it is not."""
         async with self._one_at_a_time:
+            self._known = before = _fingerprint(self.loaded)
             try:
                 loaded = await asyncio.to_thread(self._load)
             except ConfigError as error:
@@ -69,6 +71,8 @@ class Reloading:
                 return
             accepted.accept(self._runtime_dir)
             waiting = changed_sections(self.loaded.settings, loaded.settings)
+            if _fingerprint(self.loaded) == before:  # else somebody writes on: the watch reads it again
+                self._known = _fingerprint(loaded)  # perhaps of other files than before
             self.loaded = loaded
             for worker in self._workers:
                 worker.tell("take")
@@ -83,13 +87,12 @@ class Reloading:
 
     async def watch(self) -> None:
         """Reload after a change of the files, once they have stayed the same for one interval: editors write twice."""
-        known = seen = _fingerprint(self.loaded)
+        seen = self._known
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             last, seen = seen, _fingerprint(self.loaded)
-            if seen == last and seen != known:
+            if seen == last and seen != self._known:
                 await self.reload("files changed")
-                known = seen = _fingerprint(self.loaded)  # an accepted reload may have other files
 
     def heard(self, worker: WorkerProcess, event: str, text: str) -> None:
         """What a worker says: ``ready`` with its version, ``prepared``, ``reload_failed`` with why."""

@@ -3,6 +3,7 @@
 Editors show the descriptions of keys and sections: ``gateway.config.schema`` makes policies/schema.json of them.
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -24,7 +25,7 @@ from gateway.config.scalars import (
 )
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
-from gateway.policy.rules import ALGORITHMS, ENFORCE, KEY_SEPARATOR, SHADOW, Plan, Policy, RateLimit
+from gateway.policy.rules import ALGORITHMS, ENFORCE, KEY_SEPARATOR, SHADOW, Cost, Plan, Policy, RateLimit
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
@@ -35,6 +36,7 @@ LIMIT_MAX = 1_000_000_000
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 Mode = Literal["enforce", "shadow"]
 Algorithm = Literal["fixed_window", "sliding_window", "token_bucket", "concurrency"]
+Callers = Literal["identified", "unidentified", "all"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
 
@@ -113,6 +115,13 @@ class RateLimitSpec(Section):
     mode: Annotated[
         Mode, choice(ENFORCE, SHADOW), Field(description="shadow: count and log what it would refuse, but let pass")
     ] = "enforce"
+    callers: Annotated[
+        Callers,
+        choice(*get_args(Callers)),
+        Field(
+            description="identified by their credentials, unidentified (whose calls the service behind judges), or all"
+        ),
+    ] = "identified"
 
     @model_validator(mode="after")
     def _has_what_its_algorithm_needs(self) -> "RateLimitSpec":
@@ -122,7 +131,26 @@ class RateLimitSpec(Section):
             raise contradiction((), f'missing key "window" (algorithm {self.algorithm})')
         if self.algorithm != "token_bucket" and self.burst is not None:
             raise contradiction(("burst",), f"expected no burst for the algorithm {self.algorithm}")
+        if self.callers != "identified":
+            if self.algorithm == "concurrency":
+                raise contradiction(("callers",), "expected identified for the algorithm concurrency")
+            for kind in self.key.split(KEY_SEPARATOR):
+                if kind in ("account", "api_key"):
+                    raise contradiction(
+                        ("key",), f"expected ip, route or header:<name> for callers {self.callers}, found {kind}"
+                    )
         return self
+
+    def compiled(self) -> RateLimit:
+        return RateLimit(
+            name=self.name,
+            key=self.key,
+            limit=self.limit,
+            window_ms=self.window_ms or 0,
+            algorithm=self.algorithm,
+            burst=self.burst or 0,
+            mode=self.mode,
+        )
 
 
 class JsonSource(Section):
@@ -170,28 +198,21 @@ class PolicySpec(Section):
         return self
 
     def compiled(self) -> Policy:
-        return Policy(
+        unidentified = tuple(limit.compiled() for limit in self.rate_limits if limit.callers != "identified")
+        policy = Policy(
             name=self.name,
             methods=frozenset(self.match.methods),
             path=self.match.path,
             mode=self.mode,
             cost=self.cost.compiled(),
-            rate_limits=tuple(
-                RateLimit(
-                    name=limit.name,
-                    key=limit.key,
-                    limit=limit.limit,
-                    window_ms=limit.window_ms or 0,
-                    algorithm=limit.algorithm,
-                    burst=limit.burst or 0,
-                    mode=limit.mode,
-                )
-                for limit in self.rate_limits
-            ),
+            rate_limits=tuple(limit.compiled() for limit in self.rate_limits if limit.callers != "unidentified"),
             on_store_failure=self.on_store_failure,
             on_client_abort=self.on_client_abort,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
         )
+        if not unidentified:
+            return policy
+        return replace(policy, unidentified=replace(policy, rate_limits=unidentified, cost=Cost()))
 
 
 class HardLimits(Section):

@@ -90,6 +90,8 @@ class Policy:
     rate_limits: tuple[RateLimit, ...] = ()
     on_store_failure: str = "allow"  # allow | deny
     on_client_abort: str = "finish"  # charge | finish | void
+    # The limits on callers whom nobody knows, as a policy of its own; None: they pass, and the service behind decides.
+    unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
 
 

@@ -166,16 +166,20 @@ class Exchange:
         """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
         if self._state == DONE:
             return
+        policy = self._policy
         if account is None:
-            self._forward(self._relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
+            if policy is None or policy.unidentified is None:
+                self._forward(self._relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
+            else:
+                self._admit(None, policy.unidentified)
             return
+        assert policy is not None
         self._account = account
-        assert self._policy is not None
-        self._admit(account, self._policy)
+        self._admit(account, policy)
 
     # --- admit
 
-    def _admit(self, account: "Account", policy: Policy) -> None:
+    def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
         self._asked = policy
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client.address)
@@ -188,6 +192,10 @@ class Exchange:
         if isinstance(verdict, Hold):
             self._hold = verdict
         elif not isinstance(verdict, Pass) and not self._is_let_pass(verdict, policy):
+            return
+        if self._account is None:  # under limits alone: nothing is charged to nobody
+            if self._state != DONE:
+                self._forward(self._relay.upstream_pool)
             return
         self._metered = True
         if policy.cost.parts:
@@ -203,13 +211,13 @@ class Exchange:
         """Whether the call goes on all the same: its policy is in shadow. If not it is refused; or decided anew, where
         it was a limit in shadow that denied it."""
         account, shadow = self._account, self._relay.shadow
-        assert account is not None
+        account_id = "" if account is None else account.account_id
         if policy.mode == rules.SHADOW:
-            shadow.passed(policy, denial, account.account_id)
+            shadow.passed(policy, denial, account_id)
             return True
         rest = shadow.rest_of(self._asked, denial)
         if rest is not None:
-            shadow.passed(policy, denial, account.account_id)
+            shadow.passed(policy, denial, account_id)
             if self._state != DONE:
                 self._admit(account, rest)
             return False

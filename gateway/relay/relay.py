@@ -219,15 +219,19 @@ class Relay:
     # --- what a call is
 
     def rate_keys(
-        self, policy: Policy, account: "Account", request: Request, credentials: "Credentials | None", address: bytes
+        self,
+        policy: Policy,
+        account: "Account | None",
+        request: Request,
+        credentials: "Credentials | None",
+        address: bytes,
     ) -> tuple[str, ...]:
         """The value of each rate limit's key for this call, in the policy's order."""
         limits = policy.rate_limits
+        account_id = "" if account is None else account.account_id
         if len(limits) == 1 and limits[0].key == "account":  # nearly every policy
-            return (account.account_id,)
-        return tuple(
-            rate_key(limit.key, policy, account.account_id, request.lines, credentials, address) for limit in limits
-        )
+            return (account_id,)
+        return tuple(rate_key(limit.key, policy, account_id, request.lines, credentials, address) for limit in limits)
 
     def new_request_id(self) -> bytes:
         """32 hex digits, unique among all workers."""

@@ -1,0 +1,54 @@
+"""``castgate check --against``: what the files would change in a gateway that runs."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.policy.effective import changes, effective
+from gateway.policy.rules import Rules
+
+_TIMEOUT_S = 10.0
+# 5,000 policies are about 3 MB.
+_ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+
+class NoAnswerError(Exception):
+    """The gateway could not be asked, or is none; one line for the person at the terminal."""
+
+
+def differences(rules: Rules, url: str) -> list[str]:
+    """A line for each key in which ``rules`` differ from those of the gateway whose admin listener is at ``url``.
+
+    Raises NoAnswerError.
+    """
+    running = _running(url)
+    head = f"{url} runs {running['version']}, loaded {running['loaded_at']} by {running['loaded_by']}"
+    if running["version"] == rules.version:
+        return [f"{head}: the same as the files"]
+    mine = json.loads(json.dumps(effective(rules)))
+    changed = changes({key: running[key] for key in mine}, mine)
+    count = f"{len(changed)} difference{'' if len(changed) == 1 else 's'}"
+    return [f"{head}; the files are {rules.version}: {count}", *map(str, changed)]
+
+
+def _running(url: str) -> dict[str, Any]:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise NoAnswerError(
+            f"--against: expected an admin listener's address such as http://127.0.0.1:9090, found {url}"
+        )
+    address = f"{url.rstrip('/')}/policies"
+    try:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:  # noqa: S310  http or https, see above
+            body = json.loads(answer.read(_ANSWER_BYTES_MAX))
+    except urllib.error.HTTPError as error:
+        code = error.code
+        error.close()
+        raise NoAnswerError(f"{address} answers {code}: is it a gateway's admin listener?") from None
+    except (OSError, ValueError) as error:
+        raise NoAnswerError(f"{address} cannot be read: {getattr(error, 'reason', error)}") from None
+    wanted = {"version", "loaded_at", "loaded_by", "policies", "plans", "default_plan"}
+    if not isinstance(body, dict) or not wanted <= body.keys():
+        raise NoAnswerError(f"{address} does not answer as a gateway's admin listener does")
+    return body

@@ -1,0 +1,28 @@
+-- What admit.lua would find for one call, without taking anything: reads only, by the same functions. gateway/explain.py
+-- sends it after input, accounts and limits_*; KEYS and ARGV are those of input.lua, with one call.
+-- Reply  [now_ms, version of the account's facts or -1, held, [[window start or -1, used], …], [[taken, wait_ms], …]]
+
+-- How much of a limit is taken, by algorithm.
+local taken_of = {
+  f = function(state) return state.count end,
+  s = function(state) return state.total end,
+  t = function(state, row) return math.ceil((state.full - state.left) / row[3]) end,
+  c = function(state) return state.count end,
+}
+
+local call = input[5][1]
+local reply = {now, -1, 0, {}, {}}
+local entry = input[3][call[1]]
+if entry then
+  local account = account_load(entry[1], entry[3])
+  reply[2] = account.version or -1
+  reply[3] = account.held
+  for i, window in ipairs(entry[3]) do
+    reply[4][i] = {account.start[window[1]] or -1, account.used[window[1]]}
+  end
+end
+for i, row in ipairs(input[4][call[4]][2]) do
+  local state = limit_load(row, call[5][i])
+  reply[5][i] = {taken_of[row[1]](state, row), limiters[row[1]].wait(state, row, call[6] or 1)}
+end
+return reply
