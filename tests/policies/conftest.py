@@ -7,12 +7,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+import redis
 
 from gateway.embedded import RunningServer
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
@@ -99,6 +102,16 @@ class Desk:
             time.sleep(0.05)
         return [row["cost_microcents"] for row in rows]
 
+    def settled(self, account: Account, count: int) -> list[int]:
+        """As ``charged``, once Redis knows it too: from then on every worker's verdicts do."""
+        costs = self.charged(account, count)
+        with redis.Redis.from_url(self.redis_url) as client:
+            for _ in range(int(WAIT_S * 50)):
+                if client.hget(f"cg:{{0}}:a:{account.user_id}", "h") in (None, b"0"):
+                    return costs
+                time.sleep(0.02)
+        raise AssertionError("the account still holds something")
+
     def call(
         self,
         account: Account | None = None,
@@ -115,6 +128,20 @@ class Desk:
             sent["Authorization"] = f"Bearer {account.api_key}"
         request = urllib.request.Request(f"{self.gateway.base_url}{path}", data=body, headers=sent, method=method)
         return _answer(request)
+
+    @contextmanager
+    def calls_under_way(self, account: Account, count: int, **play: Any) -> Iterator[None]:
+        """So many calls are with the service behind, and answered at the end."""
+        self.upstream.go.clear()
+        with ThreadPoolExecutor(count) as pool:
+            calls = [pool.submit(self.call, account, waits=True, **play) for _ in range(count)]
+            try:
+                for _ in calls:
+                    assert self.upstream.waiting.acquire(timeout=WAIT_S)
+                yield
+            finally:
+                self.upstream.go.set()
+            assert [call.result().status for call in calls] == [200] * count
 
     def admin(self, path: str, body: object | None = None) -> Any:
         """The JSON that the admin listener answers."""

@@ -79,18 +79,24 @@ def test_a_dearer_call_than_was_held_for_is_charged_in_full_counted_and_blocks_f
     before = desk.gateway.metric("castgate_cost_over_hold_total", policy="cast")
     assert desk.call(account, answer={"X-Cents": "1"}).status == 200
     assert desk.call(account, answer={"X-Cents": "8.5"}).status == 200
+    assert desk.settled(account, 2) == [CENT, 8_500_000]
     refused = desk.call(account, answer={"X-Cents": "1"})
     assert (refused.status, refused.json["cost_cents"]) == (402, 2)
     assert refused.json["used_cents"] == 9.5
-    assert desk.charged(account, 2) == [CENT, 8_500_000]
     assert desk.gateway.metric("castgate_cost_over_hold_total", policy="cast") == before + 1
 
 
 def test_what_is_held_bounds_how_far_calls_at_once_can_go(desk: Desk) -> None:
     desk.use(rules("{header: {name: X-Cents, cents_per_unit: 1}, maximum_cents: 4}", limit_cents=10))
     account = desk.account()
-    assert [desk.call(account, answer={"X-Cents": "3"}).status for _ in range(4)] == [200, 200, 200, 402]
-    assert desk.charged(account, 3) == [3 * CENT] * 3
+    with desk.calls_under_way(account, 2, answer={"X-Cents": "1"}):
+        assert desk.call(account).status == 402  # 4 + 4 held, and 4 more are too much
+    assert desk.settled(account, 2) == [CENT] * 2
+    assert desk.call(account, answer={"X-Cents": "4"}).status == 200
+    assert desk.settled(account, 3) == [CENT, CENT, 4 * CENT]
+    assert desk.call(account, answer={"X-Cents": "4"}).status == 200
+    assert desk.settled(account, 4)[3] == 4 * CENT
+    assert desk.call(account, answer={"X-Cents": "1"}).status == 402
 
 
 def test_an_answer_that_does_not_tell_costs_what_was_held_or_nothing_as_the_policy_says(desk: Desk) -> None:
