@@ -130,11 +130,11 @@ class Desk:
         return _answer(request)
 
     @contextmanager
-    def calls_under_way(self, account: Account, count: int, **play: Any) -> Iterator[None]:
+    def calls_under_way(self, account: Account, count: int, path: str = "/v1/cast", **play: Any) -> Iterator[None]:
         """So many calls are with the service behind, and answered at the end."""
         self.upstream.go.clear()
         with ThreadPoolExecutor(count) as pool:
-            calls = [pool.submit(self.call, account, waits=True, **play) for _ in range(count)]
+            calls = [pool.submit(self.call, account, path, waits=True, **play) for _ in range(count)]
             try:
                 for _ in calls:
                     assert self.upstream.waiting.acquire(timeout=WAIT_S)
@@ -159,9 +159,7 @@ def _answer(request: urllib.request.Request) -> Answer:
 
 
 @pytest.fixture(scope="package")
-def desk(
-    postgres_url: str, redis_server: RunningServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Desk]:
+def desk(postgres_url: str, redis_server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     database_url = asyncio.run(_new_database(postgres_url))
     migrated(database_url)
     redis_url = redis_server.url.rsplit("/", 1)[0] + "/61"

@@ -42,9 +42,7 @@ def test_units_of_a_json_answer_within_minimum_and_maximum(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("events", "tokens"), [("last", 30), ("sum", 60)])
 def test_units_of_server_sent_events(desk: Desk, events: str, tokens: int) -> None:
-    desk.use(
-        rules(f"{{json: {{pointer: /usage/tokens, cents_per_unit: 0.1, events: {events}}}, hold_cents: 10}}")
-    )
+    desk.use(rules(f"{{json: {{pointer: /usage/tokens, cents_per_unit: 0.1, events: {events}}}, hold_cents: 10}}"))
     account = desk.account()
     stream = [f'data: {{"usage": {{"tokens": {count}}}}}\n\n' for count in (10, 20, 30)] + ["data: [DONE]\n\n"]
     answer = desk.call(account, answer={"Content-Type": "text/event-stream"}, chunks=stream)

@@ -66,7 +66,12 @@ def test_budgets_with_what_is_used_held_and_when_they_reset(desk: Desk) -> None:
     desk.use(RULES.replace("ALGORITHM", "sliding_window"))
     account = desk.account(plan="poor")
     [total, daily] = explained(desk, account=account.user_id)["budgets"]  # before any call: from the ledger
-    assert (total["period"], total["limit_cents"], total["used_cents"], total["resets_at"]) == ("total", "1000", "0", None)
+    assert (total["period"], total["limit_cents"], total["used_cents"], total["resets_at"]) == (
+        "total",
+        "1000",
+        "0",
+        None,
+    )
     assert (daily["time_zone"], daily["remaining_cents"], daily["blocks"]) == ("Asia/Tokyo", "3", False)
     assert daily["resets_at"].endswith("T15:00:00Z")
     assert desk.call(account).status == 200
@@ -149,7 +154,11 @@ def test_the_command_shows_it_to_people(desk: Desk) -> None:
 
 
 def test_the_command_without_redis_says_what_the_policy_says_then(desk: Desk) -> None:
-    desk.use(RULES.replace("ALGORITHM", "sliding_window").replace("name: explained", "name: blind\n    on_store_failure: deny"))
+    desk.use(
+        RULES.replace("ALGORITHM", "sliding_window").replace(
+            "name: explained", "name: blind\n    on_store_failure: deny"
+        )
+    )
     account = desk.account()
     blind = {**desk.environ, "REDIS_URL": "redis://127.0.0.1:1/0"}
     shown = subprocess.run(
