@@ -196,6 +196,31 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         "policies/cast.yaml:6:52: policies[0].rate_limits[0].algorithm: expected one of fixed_window, "
         'sliding_window, token_bucket, concurrency, found "sliding_windows", did you mean "sliding_window"?',
     ),
+    "a key twice": (
+        limit("{name: a, key: [ip, ip], limit: 1, window: 1m}"),
+        "policies/cast.yaml:6:24: policies[0].rate_limits[0].key: "
+        "expected a list of 1 to 4 different keys, found a list",
+    ),
+    "a key of nothing": (
+        limit("{name: a, key: [ip, 'header:'], limit: 1, window: 1m}"),
+        "policies/cast.yaml:6:24: policies[0].rate_limits[0].key: "
+        'expected account, api_key, ip, route or header:<name>, found "header:"',
+    ),
+    "callers that are none": (
+        limit("{name: a, limit: 1, window: 1m, callers: anonymous}"),
+        "policies/cast.yaml:6:50: policies[0].rate_limits[0].callers: "
+        'expected one of identified, unidentified, all, found "anonymous"',
+    ),
+    "an account of callers without one": (
+        limit("{name: a, key: [ip, account], limit: 1, window: 1m, callers: all}"),
+        "policies/cast.yaml:6:24: policies[0].rate_limits[0].key: "
+        "expected ip, route or header:<name> for callers all, found account",
+    ),
+    "calls at once of callers without an account": (
+        limit("{name: a, key: ip, limit: 1, algorithm: concurrency, callers: unidentified}"),
+        "policies/cast.yaml:6:71: policies[0].rate_limits[0].callers: "
+        "expected identified for the algorithm concurrency",
+    ),
     "a limit's mode": (
         limit("{name: a, limit: 1, window: 1m, mode: report}"),
         'policies/cast.yaml:6:47: policies[0].rate_limits[0].mode: expected one of enforce, shadow, found "report"',

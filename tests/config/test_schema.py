@@ -16,7 +16,8 @@ BEYOND_SCHEMAS = (
     *("a price too fine", "a price beyond all money", "nothing to hold", "a hold of nothing"),
     *("a hold above the maximum", "a hold below the minimum", "a minimum above the maximum"),
     *("a hold for a fixed cost", "two costs", "an empty item of a sum", "two costs in an item of a sum"),
-    *("too many costs", "a window too long"),
+    *("too many costs", "a window too long", "a key twice"),
+    *("an account of callers without one", "calls at once of callers without an account"),
 )
 validator = jsonschema.Draft202012Validator(policies_schema())
 

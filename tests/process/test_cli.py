@@ -63,6 +63,45 @@ def test_check_shows_routes_and_plans(config: Path) -> None:
     assert shown.stderr.splitlines()[0] == "warning: billing is off: STRIPE_SECRET_KEY is not set"
 
 
+def test_check_shows_what_a_measured_cost_comes_to(config: Path) -> None:
+    (config.parent / "policies" / "all.yaml").write_text(
+        "policies:\n"
+        "  - name: chat\n"
+        "    match: {path: /v1/chat}\n"
+        "    cost:\n"
+        "      sum:\n"
+        "        - {fixed: {cents: 0.5}}\n"
+        "        - {header: {name: X-Tokens, cents_per_unit: '0.00003'}}\n"
+        "        - {json: {pointer: /usage/tokens, cents_per_unit: 1, events: sum}}\n"
+        "        - {duration: {cents_per_ms: 0.001}}\n"
+        "        - {bytes: {cents_per_byte: '0.000001'}}\n"
+        "      minimum_cents: 1\n"
+        "      maximum_cents: 9\n"
+        "      hold_cents: 4\n"
+        "      charge_when: [404, 200]\n"
+        "    rate_limits: [{name: a, key: [account, route], limit: 1, window: 1s, mode: shadow}]\n"
+        "plans: {free: {}}\n"
+    )
+    shown = castgate("check", "--config", str(config))
+    cost = (
+        "0.5 cents + 0.00003 cents × header x-tokens + 1 cents × json /usage/tokens (sum) + 0.001 cents × ms + "
+        "0.000001 cents × bytes of answer, at least 1, at most 9, holds 4, for 200 404"
+    )
+    limit = "a: 1 in 1s per account,route, sliding_window, SHADOW"
+    assert shown.stdout.splitlines()[3] == f"any      /v1/chat  chat    enforce  {cost}  {limit}"
+
+
+def test_schema_writes_what_editors_read(tmp_path: Path) -> None:
+    output = tmp_path / "schema.json"
+    assert castgate("schema", "--output", str(output)).returncode == 0
+    assert castgate("schema").stdout == output.read_text() == (ROOT / "policies" / "schema.json").read_text()
+    failed = castgate("schema", "--output", str(tmp_path / "none" / "schema.json"))
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        f"castgate: {tmp_path}/none/schema.json: No such file or directory\n",
+    )
+
+
 def test_check_fails_with_every_mistake(config: Path) -> None:
     write_config(config.parent, policies=POLICIES.replace("cents: 1", "cents: one").replace("/v1/cast", "v1"))
     shown = castgate("check", "--config", str(config))
