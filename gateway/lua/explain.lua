@@ -10,9 +10,9 @@ local taken_of = {
   c = function(state) return state.count end,
 }
 
-local call = input[5][1]
+local account_index, _, shape_index, weight, values = unpack(input[5][1])
 local reply = {now, -1, 0, {}, {}}
-local entry = input[3][call[1]]
+local entry = input[3][account_index]
 if entry then
   local account = account_load(entry[1], entry[3])
   reply[2] = account.version or -1
@@ -21,8 +21,8 @@ if entry then
     reply[4][i] = {account.start[window[1]] or -1, account.used[window[1]]}
   end
 end
-for i, row in ipairs(input[4][call[4]][2]) do
-  local state = limit_load(row, call[5][i])
-  reply[5][i] = {taken_of[row[1]](state, row), limiters[row[1]].wait(state, row, call[6] or 1)}
+for i, row in ipairs(input[4][shape_index][2]) do
+  local state = limit_load(row, values == 0 and entry[1] or values[i])
+  reply[5][i] = {taken_of[row[1]](state, row), limiters[row[1]].wait(state, row, weight)}
 end
 return reply
