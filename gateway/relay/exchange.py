@@ -14,6 +14,7 @@ connection) or leaves, and the event it waits for calls the next. The states, an
 The hold is settled exactly once, by ``_settle``, whichever way the exchange ends.
 """
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.admission import Ask
@@ -77,6 +78,7 @@ class Exchange:
         self.upstream: UpstreamConnection | None = None
         self._state = NEW
         self._policy: Policy | None = None
+        self._asked: Policy | None = None  # what admission is asked by; None again once that is out of date
         self._account: Account | None = None
         self._credentials: Credentials | None = None
         self._hold: Hold | None = None
@@ -129,7 +131,7 @@ class Exchange:
             self._refuse(relay.doubtful_credentials(request.doubt))
         else:
             relay.counters.request("policy")
-            self._policy = match
+            self._policy = self._asked = match
             self._identify()
 
     # --- identify
@@ -144,27 +146,16 @@ class Exchange:
             return
         found = identify.cached(credentials)
         if found is None:
-            identify.resolve(credentials, self._resolved)
+            identify.resolve(credentials, self.identified)
         else:
             self.identified(None if isinstance(found, Unknown) else found)
-
-    def _resolved(self, account: "Account | None") -> None:
-        """As ``identified``, a while later. Rules that came meanwhile decide the whole request: its policy and its plan
-        are to be of one version."""
-        request, policy = self.request, self._policy
-        match = self._relay.routes.match(request.method, request.target)
-        if self._state == DONE or match is policy:
-            self.identified(account)
-        elif isinstance(match, Ambiguous):
-            self._policy = None
-            self._refuse(self._relay.ambiguous_target(request, match), keep_alive=True)
-        else:
-            self._policy = match
-            self.identified(account if match is not None else None)
 
     def identified(self, account: "Account | None") -> None:
         """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
         if self._state == DONE:
+            return
+        if self._asked is None:
+            self._match_again(account)
             return
         policy = self._policy
         if account is None:
@@ -176,6 +167,24 @@ class Exchange:
         assert policy is not None
         self._account = account
         self._admit(account, policy)
+
+    def rules_changed(self) -> None:
+        """New rules are in force. A call that is not admitted yet is theirs, for policy and plan are to be of one version;
+        any other keeps those that it has."""
+        if self._state == ADMITTING:
+            self._asked = None
+
+    def _match_again(self, account: "Account | None") -> None:
+        match = self._relay.routes.match(self.request.method, self.request.target)
+        if isinstance(match, Ambiguous):
+            self._policy = None
+            self._refuse(self._relay.ambiguous_target(self.request, match), keep_alive=True)
+        else:
+            self._policy = self._asked = match
+            if match is None:
+                self._forward(self._relay.upstream_pool)
+            else:
+                self.identified(account)
 
     # --- admit
 
@@ -189,6 +198,11 @@ class Exchange:
         """Admission's answer: a hold, a pass, or a denial."""
         policy = self._policy
         assert policy is not None
+        if self._asked is None and self._state != DONE:  # perhaps by the old policy and the new plan
+            if isinstance(verdict, Hold):
+                self._relay.admission.void(verdict)
+            self._match_again(self._account)
+            return
         if isinstance(verdict, Hold):
             self._hold = verdict
         elif not isinstance(verdict, Pass) and not self._is_let_pass(verdict, policy):
@@ -215,7 +229,7 @@ class Exchange:
         if policy.mode == rules.SHADOW:
             shadow.passed(policy, denial, account_id)
             return True
-        rest = shadow.rest_of(self._asked, denial)
+        rest = None if self._asked is None else shadow.rest_of(self._asked, denial)
         if rest is not None:
             shadow.passed(policy, denial, account_id)
             if self._state != DONE:
@@ -260,7 +274,7 @@ class Exchange:
             parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
         parts.append(b"\r\n")
         if self.meter is not None:
-            self.meter.sent(self._relay.now())
+            self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
         self._take_body(parts)
         upstream.write(b"".join(parts))
         client.update_reading()
@@ -586,7 +600,7 @@ class Exchange:
 
     def _measured(self, meter: Meter, policy: Policy) -> int:
         """What was seen of the call comes to; more than was held is charged all the same, and counted."""
-        units = meter.units(self._relay.now())
+        units = meter.units(monotonic())
         charge = policy.cost.measured_microcents(units)
         self._relay.counters.measured(
             policy.name, is_missing=None in units, is_over_hold=charge > policy.cost.hold_microcents

@@ -100,6 +100,9 @@ class Relay:
         self.rules = rules
         self.routes = routes or RouteTable(rules.policies)
         self.shadow.forget()
+        for connection in self._connections:
+            if connection.exchange is not None:
+                connection.exchange.rules_changed()
 
     # --- connections
 

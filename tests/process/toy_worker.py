@@ -63,7 +63,10 @@ async def main() -> None:
     server = await asyncio.start_server(answer, sock=socket.socket(fileno=told["listen_fd"]))
     if toy == "stubborn":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
-    version = load(Path(told["config"]), os.environ).rules.version
+    load(Path(told["config"]), os.environ)  # which ends a toy whose files are wrong
+    in_force = accepted.read(Path(told["runtime_dir"]))
+    assert in_force is not None
+    version = in_force.rules.version
     metrics.config_version(version)
     say(event="ready", version=version)
     while line := await reader.readline():
