@@ -169,8 +169,8 @@ class Exchange:
         self._admit(account, policy)
 
     def rules_changed(self) -> None:
-        """New rules are in force. A call that is not admitted yet is theirs, for policy and plan are to be of one version;
-        any other keeps those that it has."""
+        """New rules are in force. A call that is not admitted yet is theirs: its policy and plan are to be of one
+        version. Any other keeps those that it has."""
         if self._state == ADMITTING:
             self._asked = None
 

@@ -24,6 +24,7 @@ class ServerEvents:
         """More of the stream, cut anywhere."""
         if self._ended_in_cr and piece.startswith(b"\n"):
             piece = piece[1:]  # the second half of CRLF
+            self._ended_in_cr = False
         if not piece:
             return
         self._ended_in_cr = piece.endswith(b"\r")

@@ -69,6 +69,14 @@ def test_events_are_the_same_however_the_stream_is_cut_and_its_lines_end(cuts: l
     assert units(ALL_TOKENS, *pieces, head=(EVENTS,)) == 7
 
 
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_a_stream_may_be_cut_at_every_place_and_at_all_of_them(ending: bytes) -> None:
+    stream = STREAM.replace(b"\r\n", b"\n").replace(b"\n", ending)
+    for place in range(1, len(stream)):
+        assert units(ALL_TOKENS, stream[:place], stream[place:], head=(EVENTS,)) == 7
+    assert units(ALL_TOKENS, *(bytes((byte,)) for byte in stream), head=(EVENTS,)) == 7
+
+
 def test_an_event_without_the_blank_line_at_the_end_of_the_stream_counts() -> None:
     assert units(TOKENS, b'data: {"usage": {"tokens": 5}}', head=(EVENTS,)) == 5
 

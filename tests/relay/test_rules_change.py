@@ -1,0 +1,168 @@
+"""New rules while a call is identified or admitted: the call is theirs, and what was taken for it is given back."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.accounts import Account
+from gateway.admission import Ask
+from gateway.identify import Credentials
+from gateway.policy.rules import SHADOW, Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.verdicts import PASS, Hold, RateLimited
+from tests.relay.conftest import Running, answering
+
+CALL = b"POST /v1/cast HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key\r\nContent-Length: 0\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def rules(version: str, *policies: Policy) -> Rules:
+    return Rules(version=version, policies=policies, plans={"free": Plan(name="free")}, default_plan="free")
+
+
+def cast(name: str, cents: int, *limits: RateLimit, path: str = "/v1/cast") -> Policy:
+    cost = Cost(fixed_microcents=cents * 1_000_000)
+    return Policy(name=name, methods=frozenset(), path=path, cost=cost, rate_limits=limits)
+
+
+class Services:
+    """Identity, admission and ledger whose answers the test gives when it likes."""
+
+    def __init__(self) -> None:
+        self.lookups: asyncio.Queue[Any] = asyncio.Queue()
+        self.asks: asyncio.Queue[Ask] = asyncio.Queue()
+        self.voided: list[Hold] = []
+        self.events: list[Any] = []
+
+    def doubt_about(self, *_: object) -> None:
+        return None
+
+    def credentials_from(self, *_: object) -> Credentials:
+        return Credentials(b"key", None, None)
+
+    def cached(self, _: Credentials) -> None:
+        return None
+
+    def resolve(self, _: Credentials, done: Any) -> None:
+        self.lookups.put_nowait(done)
+
+    def ask(self, ask: Ask) -> None:
+        self.asks.put_nowait(ask)
+
+    def void(self, hold: Hold) -> None:
+        self.voided.append(hold)
+
+    def finished(self, hold: Hold, _: int) -> None:
+        """The charge is in the event."""
+
+    def append(self, event: Any) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def services(running: Running) -> Services:
+    made: Any = Services()
+    running.relay.identify = running.relay.admission = running.relay.ledger = made
+    running.upstream.answer = answering(ANSWER)
+    services: Services = made
+    return services
+
+
+def hold(ask: Ask, hold_id: str) -> Hold:
+    return Hold(hold_id=hold_id, account_id="a", amount_microcents=ask.hold_microcents, admitted_ms=0)
+
+
+async def test_rules_that_come_while_a_call_is_identified_decide_it(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    client = await running.connect()
+    await client.send(CALL)
+    identified = await services.lookups.get()
+    running.relay.use(rules("new", cast("new", 2)))
+    identified(Account("a"))
+    ask = await services.asks.get()
+    assert (ask.policy.name, ask.hold_microcents) == ("new", 2_000_000)
+    ask.done(PASS)
+    assert b"200 OK" in await client.read_head()
+    assert [event.policy for event in services.events] == ["new"]
+
+
+async def test_a_verdict_by_rules_that_are_gone_is_set_aside(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    client = await running.connect()
+    await client.send(CALL)
+    (await services.lookups.get())(Account("a"))
+    old = await services.asks.get()
+    running.relay.use(rules("new", cast("new", 2)))
+    taken = hold(old, "1" * 32)
+    old.done(taken)
+    assert services.voided == [taken]
+    new = await services.asks.get()
+    assert new.policy.name == "new"
+    new.done(hold(new, "2" * 32))
+    assert b"200 OK" in await client.read_head()
+    assert [(event.policy, event.cost_microcents) for event in services.events] == [("new", 2_000_000)]
+
+
+async def test_a_denial_by_rules_that_are_gone_is_no_denial(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    client = await running.connect()
+    await client.send(CALL)
+    (await services.lookups.get())(Account("a"))
+    old = await services.asks.get()
+    running.relay.use(rules("new"))  # under no policy now: relayed untouched
+    old.done(RateLimited(policy="old", limit_name="l", limit=1, window_ms=1000, retry_after_ms=1))
+    assert b"200 OK" in await client.read_head()
+    assert services.events == []
+
+
+async def test_a_path_that_has_become_doubtful_meanwhile_is_refused(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    client = await running.connect()
+    await client.send(CALL)
+    identified = await services.lookups.get()
+    running.relay.use(rules("new", cast("new", 1, path="/V1/cast")))
+    identified(Account("a"))
+    assert b"400 Bad Request" in await client.read_head()
+
+
+async def test_an_admitted_call_keeps_its_rules(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    arrived = asyncio.Event()
+
+    async def slowly(_head: bytes, _reader: object, writer: asyncio.StreamWriter) -> None:
+        await arrived.wait()
+        writer.write(ANSWER)
+
+    running.upstream.answer = slowly
+    client = await running.connect()
+    await client.send(CALL)
+    (await services.lookups.get())(Account("a"))
+    ask = await services.asks.get()
+    ask.done(hold(ask, "1" * 32))
+    await running.upstream.asked.wait()
+    running.relay.use(rules("new", cast("new", 2)))
+    arrived.set()
+    assert b"200 OK" in await client.read_head()
+    assert services.voided == []
+    assert [(event.policy, event.cost_microcents) for event in services.events] == [("old", 1_000_000)]
+
+
+async def test_a_limit_in_shadow_is_left_out_and_the_rest_asked(running: Running, services: Services) -> None:
+    tried = RateLimit(name="tried", key="account", limit=1, window_ms=1000, algorithm="fixed_window", mode=SHADOW)
+    kept = RateLimit(name="kept", key="ip", limit=1, window_ms=1000, algorithm="fixed_window")
+    running.relay.use(rules("one", cast("cast", 1, tried, kept)))
+    client = await running.connect()
+    rests = []
+    for _ in range(2):
+        await client.send(CALL)
+        (await services.lookups.get())(Account("a"))
+        ask = await services.asks.get()
+        ask.done(RateLimited(policy="cast", limit_name="tried", limit=1, window_ms=1000, retry_after_ms=1))
+        rest = await services.asks.get()
+        assert [limit.name for limit in rest.policy.rate_limits] == ["kept"]
+        assert rest.rate_keys == ("127.0.0.1",)
+        rests.append(rest.policy)
+        rest.done(RateLimited(policy="cast", limit_name="kept", limit=1, window_ms=1000, retry_after_ms=1))
+        assert b"429 " in await client.read_head()
+        await client.read_until(b"}")
+    assert rests[0] is rests[1]  # admission knows a policy by its identity
