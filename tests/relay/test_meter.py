@@ -77,6 +77,14 @@ def test_a_stream_may_be_cut_at_every_place_and_at_all_of_them(ending: bytes) ->
     assert units(ALL_TOKENS, *(bytes((byte,)) for byte in stream), head=(EVENTS,)) == 7
 
 
+def test_a_stream_may_mix_its_line_ends() -> None:
+    seen: list[bytes] = []
+    events = ServerEvents(seen.append, 100)
+    for byte in b"data: 1\r\n\ndata: 2\r\rdata: 3\n\r\n":
+        events.feed(bytes((byte,)))
+    assert seen == [b"1", b"2", b"3"]
+
+
 def test_an_event_without_the_blank_line_at_the_end_of_the_stream_counts() -> None:
     assert units(TOKENS, b'data: {"usage": {"tokens": 5}}', head=(EVENTS,)) == 5
 
