@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from gateway.explain import FAULTS, explain, question_of
+from gateway.hosted.answers import answer
 from gateway.policy.effective import effective
 
 if TYPE_CHECKING:
     from gateway.reloading import Reloading
-
-_NO_STORE = {"Cache-Control": "no-store"}
 
 
 def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
@@ -20,11 +19,11 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
     async def policies(_: web.Request) -> web.Response:
         versions = reloading().versions
         body = {**_loaded(reloading()), **effective(versions.rules)}
-        return web.json_response(body, headers=_NO_STORE)
+        return answer(body)
 
     async def history(_: web.Request) -> web.Response:
         entries = [loading.data() for loading in reloading().versions.history]
-        return web.json_response({**_loaded(reloading()), "history": entries}, headers=_NO_STORE)
+        return answer({**_loaded(reloading()), "history": entries})
 
     async def explain_call(request: web.Request) -> web.Response:
         try:
@@ -32,10 +31,10 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
         except ValueError as error:
             return _refusal(400, "invalid_request", str(error))
         try:
-            answer = await explain(reloading().loaded, question)
+            explanation = await explain(reloading().loaded, question)
         except FAULTS as error:
             return _refusal(503, "overloaded", f"Postgres cannot be asked now: {error}")
-        return web.json_response(answer.data(), headers=_NO_STORE)
+        return answer(explanation.data())
 
     return [
         web.get("/policies", policies),
@@ -45,7 +44,7 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
 
 
 def _refusal(status: int, code: str, message: str) -> web.Response:
-    return web.json_response({"error": code, "message": message}, status=status, headers=_NO_STORE)
+    return answer({"error": code, "message": message}, status=status)
 
 
 def _loaded(reloading: "Reloading") -> dict[str, object]:

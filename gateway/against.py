@@ -3,9 +3,11 @@
 import json
 import urllib.error
 import urllib.request
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.hosted.answers import json_text
 from gateway.policy.effective import changes, effective
 from gateway.policy.rules import Rules
 
@@ -27,7 +29,7 @@ def differences(rules: Rules, url: str) -> list[str]:
     head = f"{url} runs {running['version']}, loaded {running['loaded_at']} by {running['loaded_by']}"
     if running["version"] == rules.version:
         return [f"{head}: the same as the files"]
-    mine = json.loads(json.dumps(effective(rules)))
+    mine = _read(json_text(effective(rules)))
     changed = changes({key: running[key] for key in mine}, mine)
     count = f"{len(changed)} difference{'' if len(changed) == 1 else 's'}"
     return [f"{head}; the files are {rules.version}: {count}", *map(str, changed)]
@@ -41,7 +43,7 @@ def _running(url: str) -> dict[str, Any]:
     address = f"{url.rstrip('/')}/policies"
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:  # noqa: S310  http or https, see above
-            body = json.loads(answer.read(_ANSWER_BYTES_MAX))
+            body = _read(answer.read(_ANSWER_BYTES_MAX))
     except urllib.error.HTTPError as error:
         code = error.code
         error.close()
@@ -52,3 +54,8 @@ def _running(url: str) -> dict[str, Any]:
     if not isinstance(body, dict) or not wanted <= body.keys():
         raise NoAnswerError(f"{address} does not answer as a gateway's admin listener does")
     return body
+
+
+def _read(text: str | bytes) -> Any:
+    """JSON whose amounts stay exact."""
+    return json.loads(text, parse_float=Decimal)

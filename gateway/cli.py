@@ -5,7 +5,6 @@ wrong; 130 stopped at once by a second signal. Nothing that an operator can get 
 """
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
@@ -23,6 +22,7 @@ from gateway.billing_sync_command import sync_from_command
 from gateway.config import ConfigError, load
 from gateway.config.schema import policies_schema_text
 from gateway.explain import FAULTS, Question, explain
+from gateway.hosted.answers import json_text
 from gateway.listening import ListenError
 from gateway.metrics import build_version
 from gateway.summary import summary
@@ -188,9 +188,9 @@ def explain_command(
     except ConfigError as error:
         _fail(str(error))
     except FAULTS as error:
-        _fail(f"castgate: Postgres: {error}")
+        _fail(f"castgate: {error}")
     if as_json:
-        click.echo(json.dumps(answer.data(), indent=2, ensure_ascii=False))
+        click.echo(json_text(answer.data()))
         return
     for line in answer.lines():
         click.echo(line)

@@ -29,7 +29,7 @@ class Loading:
     problems: Sequence[str] = ()
 
     def data(self) -> dict[str, Any]:
-        """As JSON carries it."""
+        """Texts, lists, mappings, and Cents."""
         data: dict[str, Any] = {
             "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "by": self.by,

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, Part
-from gateway.policy.money import MICROCENTS_MAX, cents_text, price_text
+from gateway.policy.money import MICROCENTS_MAX, Cents, cents_text, price_text
 from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
 
 # Of a change, in logs and answers; whoever changes more reads the files.
@@ -34,7 +34,7 @@ class Change:
 
 
 def effective(rules: Rules) -> dict[str, Any]:
-    """All of the rules but their version, as JSON can carry it."""
+    """All of the rules but their version: texts, integers, lists, mappings, and Cents."""
     return {
         "policies": {policy.name: policy_data(policy) for policy in rules.policies},
         "plans": {name: plan_data(plan) for name, plan in rules.plans.items()},
@@ -67,15 +67,15 @@ def cost_data(cost: Cost) -> dict[str, Any]:
     when = cost.charge_when
     data: dict[str, Any] = {"charge_when": sorted(when) if isinstance(when, frozenset) else when}
     if cost.fixed_microcents or not cost.parts:
-        data["fixed_cents"] = cents_text(cost.fixed_microcents)
+        data["fixed_cents"] = Cents(cost.fixed_microcents)
     if cost.parts:
         data["measured"] = [part_text(part) for part in cost.parts]
-        data["hold_cents"] = cents_text(cost.hold_microcents)
+        data["hold_cents"] = Cents(cost.hold_microcents)
         data["if_missing"] = cost.if_missing
         if cost.minimum_microcents:
-            data["minimum_cents"] = cents_text(cost.minimum_microcents)
+            data["minimum_cents"] = Cents(cost.minimum_microcents)
         if cost.maximum_microcents < MICROCENTS_MAX:
-            data["maximum_cents"] = cents_text(cost.maximum_microcents)
+            data["maximum_cents"] = Cents(cost.maximum_microcents)
     return data
 
 
@@ -140,14 +140,14 @@ def _changes(key: str, before: Any, after: Any) -> Iterator[Change]:
 def _limit_data(limit: RateLimit) -> dict[str, Any]:
     data: dict[str, Any] = {"key": limit.key, "limit": limit.limit, "algorithm": limit.algorithm, "mode": limit.mode}
     if limit.window_ms:
-        data["window_seconds"] = limit.window_ms / 1000
+        data["window"] = f"{limit.window_ms}ms" if limit.window_ms % 1000 else f"{limit.window_ms // 1000}s"
     if limit.burst:
         data["burst"] = limit.burst
     return data
 
 
 def _budget_data(budget: BudgetLimit) -> dict[str, Any]:
-    data: dict[str, Any] = {"hard_limit_cents": cents_text(budget.hard_limit_microcents)}
+    data: dict[str, Any] = {"hard_limit_cents": Cents(budget.hard_limit_microcents)}
     if budget.period != "total":
         data["time_zone"] = budget.time_zone
     if budget.period == "weekly":

@@ -7,7 +7,7 @@ from typing import Any
 from gateway.policy.answers import instant_text
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.effective import cents_words, cost_text
-from gateway.policy.money import cents_text
+from gateway.policy.money import Cents, cents_text
 from gateway.policy.periods import FOREVER_MS, Window
 from gateway.policy.rules import SHADOW, Policy, RateLimit
 from gateway.policy.verdicts import BudgetExceeded, Denial, RateLimited, StoreUnavailable
@@ -44,10 +44,10 @@ class BudgetStanding:
         return {
             "period": self.limit.period,
             "time_zone": self.limit.time_zone,
-            "limit_cents": cents_text(self.limit.hard_limit_microcents),
-            "used_cents": cents_text(self.used_microcents),
-            "held_cents": cents_text(self.held_microcents),
-            "remaining_cents": cents_text(left),
+            "limit_cents": Cents(self.limit.hard_limit_microcents),
+            "used_cents": Cents(self.used_microcents),
+            "held_cents": Cents(self.held_microcents),
+            "remaining_cents": Cents(left),
             "resets_at": None if self.resets_ms is None else instant_text(self.resets_ms),
             "blocks": self.blocks(hold_microcents),
         }
@@ -81,7 +81,7 @@ class LimitStanding:
             "mode": self.limit.mode,
             "limit": self.number,
             "limit_from": f"plan {plan}" if self.number != self.limit.limit else "policy",
-            "window_seconds": self.limit.window_ms / 1000,
+            "window_ms": self.limit.window_ms,
             "taken": self.taken,
             "retry_after_ms": self.wait_ms,
             "blocks": self.wait_ms > 0,
@@ -120,7 +120,7 @@ class Explanation:
         return self.policy.cost.hold_microcents if self.policy is not None and self.account_id is not None else 0
 
     def data(self) -> dict[str, Any]:
-        """As JSON carries it; amounts are texts, so that every cent is exact."""
+        """Texts, integers, lists, mappings, and Cents."""
         policy = self.policy
         return {
             "version": self.version,
@@ -136,7 +136,7 @@ class Explanation:
                 "methods": sorted(policy.methods) or ["any"],
                 "mode": policy.mode,
                 "cost": cost_text(policy.cost) or "free",
-                "hold_cents": cents_text(self.hold_microcents),
+                "hold_cents": Cents(self.hold_microcents),
             },
             "account": None
             if self.account_id is None
@@ -153,9 +153,9 @@ class Explanation:
         if policy is not None:
             methods = ",".join(sorted(policy.methods)) or "any method"
             yield f"policy    {policy.name}: {methods} {policy.path}, {policy.mode}, {cost_text(policy.cost) or 'free'}"
-            if self.account_id is None:
+            if self.account_id is None and self.status != 400:
                 yield "account   none: nobody is known by these credentials"
-            else:
+            elif self.account_id is not None:
                 yield f"account   {self.account_id} by {self.identified_by}, plan {self.plan}"
         for place, budget in enumerate(self.budgets):
             yield ("          " if place else "budgets   ") + budget.line(self.hold_microcents)

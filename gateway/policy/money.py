@@ -7,6 +7,7 @@ place, ``rounded_up``.
 
 import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
@@ -63,6 +64,16 @@ def microcents_from_cents(cents: int | str | Decimal) -> int:
     if amount_microcents is None:
         raise AmountError("expected at most six decimals of a cent", found)
     return amount_microcents
+
+
+@dataclass(frozen=True, slots=True)
+class Cents:
+    """An amount that goes out as cents, an exact JSON number: ``1000``, ``0.25``."""
+
+    microcents: int
+
+    def __str__(self) -> str:
+        return cents_text(self.microcents)
 
 
 def price_from_cents(cents: str | Decimal) -> Fraction:

@@ -57,7 +57,7 @@ def test_2_tokens_of_a_language_model(desk: Desk) -> None:
     desk.call(account, "/v1/chat", answer={"Content-Type": "text/event-stream"}, chunks=small)
     assert desk.settled(account, 2) == [300_000 + 345_000, 10_000]
     [budget] = desk.admin("/explain", {"account": account.user_id, "path": "/v1/chat"})["budgets"]
-    assert (budget["period"], budget["used_cents"]) == ("daily", "0.655")
+    assert (budget["period"], budget["used_cents"]) == ("daily", 0.655)
 
 
 def test_3_an_allowance(desk: Desk) -> None:
@@ -122,4 +122,4 @@ def test_8_a_ladder_of_plans(desk: Desk, plan: str | None, pace: int) -> None:
         "rate_limits": {"per-account": 600, "at-once": 100},
         "stripe_price": "none",
     }
-    assert shown["starter"]["budgets"]["monthly"]["hard_limit_cents"] == "5000"
+    assert shown["starter"]["budgets"]["monthly"]["hard_limit_cents"] == 5000

@@ -72,7 +72,7 @@ def test_budgets_with_what_is_used_held_and_when_they_reset(desk: Desk) -> None:
         "0",
         None,
     )
-    assert (daily["time_zone"], daily["remaining_cents"], daily["blocks"]) == ("Asia/Tokyo", "3", False)
+    assert (daily["time_zone"], daily["remaining_cents"], daily["blocks"]) == ("Asia/Tokyo", 3, False)
     assert daily["resets_at"].endswith("T15:00:00Z")
     assert desk.call(account).status == 200
     desk.settled(account, 1)
@@ -89,7 +89,7 @@ def test_what_is_held_by_calls_under_way_is_shown(desk: Desk) -> None:
     account = desk.account()
     with desk.calls_under_way(account, 2):
         [budget] = explained(desk, account=account.user_id)["budgets"]
-        assert (budget["used_cents"], budget["held_cents"], budget["remaining_cents"]) == ("0", "4", "96")
+        assert (budget["used_cents"], budget["held_cents"], budget["remaining_cents"]) == (0, 4, 96)
 
 
 def test_a_plan_s_limit_a_shadow_policy_and_what_is_under_no_policy(desk: Desk) -> None:
