@@ -1,5 +1,6 @@
 """The admin listener's view of the rules: what is in force, how it came to be, and what it would say to a call."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from gateway.policy.effective import effective
 
 if TYPE_CHECKING:
     from gateway.reloading import Reloading
+
+# Each question has connections of its own; a script that asks about every account waits for itself.
+EXPLAINED_AT_ONCE_MAX = 4
 
 
 def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
@@ -25,13 +29,16 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
         entries = [loading.data() for loading in reloading().versions.history]
         return answer({**_loaded(reloading()), "history": entries})
 
+    turns = asyncio.Semaphore(EXPLAINED_AT_ONCE_MAX)
+
     async def explain_call(request: web.Request) -> web.Response:
         try:
             question = question_of(await request.json())
         except ValueError as error:
             return _refusal(400, "invalid_request", str(error))
         try:
-            explanation = await explain(reloading().loaded, question)
+            async with turns:
+                explanation = await explain(reloading().loaded, question)
         except FAULTS as error:
             return _refusal(503, "overloaded", f"Postgres cannot be asked now: {error}")
         return answer(explanation.data())

@@ -4,6 +4,7 @@ The same functions decide as for a call: routes, Identify, the facts of the acco
 what admit.lua reads and writes nothing. Asked seldom, so each question opens its own connections and closes them.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ async def explain(loaded: Loaded, question: Question) -> Explanation:
         return Explanation(verdict=REFUSED, status=400, why="found a credential field twice", **told)
     async with AsyncExitStack() as cleanup:
         tasks = Tasks()
-        metrics = Metrics()
+        metrics = Metrics()  # nobody reads these
+        cleanup.callback(metrics.close)
         database = Database.from_settings(settings.database, metrics)
         cleanup.push_async_callback(database.close)
         cleanup.push_async_callback(tasks.drain, 0)
@@ -224,14 +226,17 @@ async def _standing(
     partition = crc32(name.encode("utf-8", "surrogatepass")) % settings.partitions
     link = await connect(settings.url, timeout_s=settings.connect_timeout_s, lost=lambda _: None)
     try:
-        seconds, micros = await link.call("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        windows = windows_at(account.limits, now_ms) if account is not None else ()
-        ask.shape, ask.hold_id = shape, ""
-        ask.known = Known(account, cast("Lane", _NoLane), windows) if account is not None else None
-        text = batch_text(-1, 0, False, [ask], "")
-        keys = f"cg:{{{partition}}}:workers", f"cg:{{{partition}}}:h:explain"
-        now_ms, _, held, used, taken = await link.call("EVAL", EXPLAIN.source, 2, *keys, text)
+        async with asyncio.timeout(settings.connect_timeout_s):
+            seconds, micros = await link.call("TIME")
+            now_ms = int(seconds) * 1000 + int(micros) // 1000
+            windows = windows_at(account.limits, now_ms) if account is not None else ()
+            ask.shape, ask.hold_id = shape, ""
+            ask.known = Known(account, cast("Lane", _NoLane), windows) if account is not None else None
+            text = batch_text(-1, 0, False, [ask], "")
+            keys = f"cg:{{{partition}}}:workers", f"cg:{{{partition}}}:h:explain"
+            now_ms, _, held, used, taken = await link.call("EVAL", EXPLAIN.source, 2, *keys, text)
+    except TimeoutError:
+        raise RedisLostError(f"no answer within {settings.connect_timeout_s:g} s") from None
     finally:
         link.close()
     limits = account.limits if account is not None else ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -66,12 +67,7 @@ def test_budgets_with_what_is_used_held_and_when_they_reset(desk: Desk) -> None:
     desk.use(RULES.replace("ALGORITHM", "sliding_window"))
     account = desk.account(plan="poor")
     [total, daily] = explained(desk, account=account.user_id)["budgets"]  # before any call: from the ledger
-    assert (total["period"], total["limit_cents"], total["used_cents"], total["resets_at"]) == (
-        "total",
-        "1000",
-        "0",
-        None,
-    )
+    assert (total["period"], total["limit_cents"], total["used_cents"], total["resets_at"]) == ("total", 1000, 0, None)
     assert (daily["time_zone"], daily["remaining_cents"], daily["blocks"]) == ("Asia/Tokyo", 3, False)
     assert daily["resets_at"].endswith("T15:00:00Z")
     assert desk.call(account).status == 200
@@ -170,6 +166,20 @@ def test_the_command_without_redis_says_what_the_policy_says_then(desk: Desk) ->
     assert (answer["verdict"], answer["status"]) == ("refused", 503)
     assert answer["why"] == "no store can decide now, and the policy says on_store_failure: deny"
     assert "Redis is away" in answer["notes"][0]
+
+
+def test_the_command_does_not_wait_for_a_redis_that_hangs(desk: Desk) -> None:
+    desk.use(RULES.replace("ALGORITHM", "sliding_window"))
+    account = desk.account()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = {**desk.environ, "REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"}
+        shown = subprocess.run(
+            [sys.executable, "-m", "gateway", "explain", "--account", account.user_id, "--path", "/v1/cast",
+             "--config", str(desk.config)],
+            cwd=ROOT, env={**os.environ, **hanging}, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert "note      Redis is away (no answer within 1 s)" in shown.stdout
+    assert shown.stdout.endswith("verdict   admitted: the policy says on_store_failure: allow\n")
 
 
 def test_check_against_a_running_gateway_shows_the_differences(desk: Desk) -> None:
