@@ -25,7 +25,17 @@ from gateway.config.scalars import (
 )
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
-from gateway.policy.rules import ALGORITHMS, ENFORCE, KEY_SEPARATOR, SHADOW, Cost, Plan, Policy, RateLimit
+from gateway.policy.rules import (
+    ALGORITHMS,
+    ENFORCE,
+    KEY_SEPARATOR,
+    RATE_LIMIT_HEADERS,
+    SHADOW,
+    Cost,
+    Plan,
+    Policy,
+    RateLimit,
+)
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
@@ -37,6 +47,7 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 Mode = Literal["enforce", "shadow"]
 Algorithm = Literal["fixed_window", "sliding_window", "token_bucket", "concurrency"]
 Callers = Literal["identified", "unidentified", "all"]
+RateLimitHeaders = Literal["none", "ietf", "x_ratelimit"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
 
@@ -175,6 +186,11 @@ class PolicySpec(Section):
     ] = "enforce"
     cost: CostSpec = CostSpec()
     rate_limits: tuple[RateLimitSpec, ...] = ()
+    rate_limit_headers: Annotated[
+        RateLimitHeaders,
+        choice(*RATE_LIMIT_HEADERS),
+        Field(description="in 429 answers: ietf (RateLimit, RateLimit-Policy), x_ratelimit (X-RateLimit-*), or none"),
+    ] = "none"
     record: Record = Record()
     on_store_failure: Annotated[
         OnStoreFailure, choice(*get_args(OnStoreFailure)), Field(description="Redis and Postgres both away")
@@ -208,6 +224,7 @@ class PolicySpec(Section):
             rate_limits=tuple(limit.compiled() for limit in self.rate_limits if limit.callers != "unidentified"),
             on_store_failure=self.on_store_failure,
             on_client_abort=self.on_client_abort,
+            rate_limit_headers=self.rate_limit_headers,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
         )
         if not unidentified:

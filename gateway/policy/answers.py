@@ -55,12 +55,12 @@ def error(
     return Answer(status, json.dumps(body).encode(), fields)
 
 
-def denial(verdict: Denial) -> Answer:
-    """The answer to a call that admission refused."""
+def denial(verdict: Denial, rate_limit_headers: str = "none") -> Answer:
+    """The answer to a call that admission refused; ``rate_limit_headers`` is one of rules.RATE_LIMIT_HEADERS."""
     if isinstance(verdict, BudgetExceeded):
         return _budget_exceeded(verdict)
     if isinstance(verdict, RateLimited):
-        return _rate_limited(verdict)
+        return _rate_limited(verdict, rate_limit_headers)
     return _store_unavailable(verdict)
 
 
@@ -80,7 +80,7 @@ def _budget_exceeded(verdict: BudgetExceeded) -> Answer:
     return Answer(402, body.encode(), fields)
 
 
-def _rate_limited(verdict: RateLimited) -> Answer:
+def _rate_limited(verdict: RateLimited, rate_limit_headers: str) -> Answer:
     retry_after = _whole_seconds(verdict.retry_after_ms)
     window_seconds = verdict.window_ms / 1000
     if verdict.window_ms:
@@ -95,7 +95,26 @@ def _rate_limited(verdict: RateLimited) -> Answer:
         "window_seconds": int(window_seconds) if window_seconds.is_integer() else window_seconds,
         "retry_after": retry_after,
     }
-    return Answer(429, json.dumps(body).encode(), b"Retry-After: %d\r\n" % retry_after)
+    fields = f"Retry-After: {retry_after}\r\n{_RATE_LIMIT_FIELDS[rate_limit_headers](verdict, retry_after)}"
+    return Answer(429, json.dumps(body).encode(), fields.encode())
+
+
+def _ietf_fields(verdict: RateLimited, retry_after_s: int) -> str:
+    """draft-ietf-httpapi-ratelimit-headers-10: the limit as a structured field, and that none of it is left."""
+    name = f'"{verdict.limit_name}"'
+    if not verdict.window_ms:
+        return f'RateLimit-Policy: {name};q={verdict.limit};qu="concurrent-requests"\r\nRateLimit: {name};r=0\r\n'
+    window_s = _whole_seconds(verdict.window_ms)  # the field has integers only
+    return f"RateLimit-Policy: {name};q={verdict.limit};w={window_s}\r\nRateLimit: {name};r=0;t={retry_after_s}\r\n"
+
+
+def _x_fields(verdict: RateLimited, retry_after_s: int) -> str:
+    """What many clients know; there is no specification. Reset is in seconds from now."""
+    limit = f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: 0\r\n"
+    return f"{limit}X-RateLimit-Reset: {retry_after_s}\r\n"
+
+
+_RATE_LIMIT_FIELDS = {"none": lambda *_: "", "ietf": _ietf_fields, "x_ratelimit": _x_fields}
 
 
 def _store_unavailable(verdict: StoreUnavailable) -> Answer:

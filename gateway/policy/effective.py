@@ -52,6 +52,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "cast_id": policy.cast_id_pointer or "none",
         "on_store_failure": policy.on_store_failure,
         "on_client_abort": policy.on_client_abort,
+        "rate_limit_headers": policy.rate_limit_headers,
     }
 
 

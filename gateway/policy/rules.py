@@ -15,6 +15,8 @@ ENFORCE = "enforce"
 SHADOW = "shadow"
 ALGORITHMS = ("fixed_window", "sliding_window", "token_bucket", "concurrency")
 CHARGE_WHEN = ("success", "sent", "always")
+# What a 429 tells in its head beside Retry-After.
+RATE_LIMIT_HEADERS = ("none", "ietf", "x_ratelimit")
 # Between the parts of a rate limit's key; in no header's name.
 KEY_SEPARATOR = ","
 # In place of an upstream's status: the call was admitted but no byte of it went to the upstream; or went, unanswered.
@@ -90,6 +92,7 @@ class Policy:
     rate_limits: tuple[RateLimit, ...] = ()
     on_store_failure: str = "allow"  # allow | deny
     on_client_abort: str = "finish"  # charge | finish | void
+    rate_limit_headers: str = "none"  # one of RATE_LIMIT_HEADERS
     # The limits on callers whom nobody knows, as a policy of its own; None: they pass, and the service behind decides.
     unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer

@@ -237,7 +237,7 @@ class Exchange:
             return False
         self._relay.counters.denial(policy, denial)
         if self._state != DONE:
-            self._refuse(answers.denial(denial), keep_alive=True)
+            self._refuse(answers.denial(denial, policy.rate_limit_headers), keep_alive=True)
         return False
 
     # --- forward

@@ -235,6 +235,11 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         policy("on_client_abort: stop"),
         'policies/cast.yaml:4:22: policies[0].on_client_abort: expected one of finish, charge, void, found "stop"',
     ),
+    "headers of no kind": (
+        policy("rate_limit_headers: draft"),
+        "policies/cast.yaml:4:25: policies[0].rate_limit_headers: "
+        'expected one of none, ietf, x_ratelimit, found "draft"',
+    ),
     "a policy that is a list": (
         {"policies/cast.yaml": "policies:\n  - [name, cast]\n"},
         "policies/cast.yaml:2:5: policies[0]: expected a mapping, found a list",

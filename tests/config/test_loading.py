@@ -10,7 +10,7 @@ import pytest
 from gateway.config import ConfigError, costs, load, policies
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BYTES_OF, EVENTS, IF_MISSING
-from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, SHADOW, Cost, Policy, RateLimit
+from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, RATE_LIMIT_HEADERS, SHADOW, Cost, Policy, RateLimit
 from tests.config.good_files import CAST, CONFIG, PLANS, LoadIt, Refusal, Write
 
 
@@ -56,6 +56,7 @@ def test_a_policy_of_name_and_path_is_free_and_for_every_method(load_it: LoadIt)
 def test_files_and_rules_know_the_same_words() -> None:
     assert get_args(policies.Mode) == (ENFORCE, SHADOW)
     assert get_args(policies.Algorithm) == ALGORITHMS
+    assert get_args(policies.RateLimitHeaders) == RATE_LIMIT_HEADERS
     assert get_args(costs.ChargeWhen) == CHARGE_WHEN
     assert get_args(costs.Events) == EVENTS
     assert get_args(costs.BytesOf) == BYTES_OF
