@@ -36,8 +36,14 @@ def _policy_row(policy: Policy) -> tuple[str, ...]:
         policy.name,
         policy.mode if policy.mode == ENFORCE else policy.mode.upper(),
         f"{cost}, {_when_text(policy.cost.charge_when)}" if cost else "free",
-        "; ".join(limit_text(limit) for limit in policy.rate_limits) or "none",
+        "; ".join(_limits(policy)) or "none",
     )
+
+
+def _limits(policy: Policy) -> Iterable[str]:
+    yield from map(limit_text, policy.rate_limits)
+    if policy.unidentified is not None:
+        yield from (f"unidentified {limit_text(limit)}" for limit in policy.unidentified.rate_limits)
 
 
 def _when_text(charge_when: str | frozenset[int]) -> str:

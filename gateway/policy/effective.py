@@ -49,6 +49,9 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "mode": policy.mode,
         "cost": cost_data(policy.cost),
         "rate_limits": {limit.name: _limit_data(limit) for limit in policy.rate_limits},
+        "rate_limits_of_unidentified": {
+            limit.name: _limit_data(limit) for limit in (policy.unidentified.rate_limits if policy.unidentified else ())
+        },
         "cast_id": policy.cast_id_pointer or "none",
         "on_store_failure": policy.on_store_failure,
         "on_client_abort": policy.on_client_abort,

@@ -110,7 +110,7 @@ def test_7_so_many_calls_at_once(desk: Desk) -> None:
     assert all(0 < cost <= 6 * CENT for cost in desk.charged(account, 3))
 
 
-@pytest.mark.parametrize(("plan", "pace"), [(None, 2), ("starter", 4), ("pro", 6)])
+@pytest.mark.parametrize(("plan", "pace"), [(None, 20), ("starter", 40), ("pro", 60)])
 def test_8_a_ladder_of_plans(desk: Desk, plan: str | None, pace: int) -> None:
     use(desk, 8)
     account = desk.account(plan=plan)

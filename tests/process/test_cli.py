@@ -79,7 +79,8 @@ def test_check_shows_what_a_measured_cost_comes_to(config: Path) -> None:
         "      maximum_cents: 9\n"
         "      hold_cents: 4\n"
         "      charge_when: [404, 200]\n"
-        "    rate_limits: [{name: a, key: [account, route], limit: 1, window: 1s, mode: shadow}]\n"
+        "    rate_limits: [{name: a, key: [account, route], limit: 1, window: 1s, mode: shadow},\n"
+        "                  {name: b, key: ip, limit: 2, window: 1s, callers: all}]\n"
         "plans: {free: {}}\n"
     )
     shown = castgate("check", "--config", str(config))
@@ -87,7 +88,10 @@ def test_check_shows_what_a_measured_cost_comes_to(config: Path) -> None:
         "0.5 cents + 0.00003 cents × header x-tokens + 1 cents × json /usage/tokens (sum) + 0.001 cents × ms + "
         "0.000001 cents × bytes of answer, at least 1, at most 9, holds 4, for 200 404"
     )
-    limit = "a: 1 in 1s per account,route, sliding_window, SHADOW"
+    limit = (
+        "a: 1 in 1s per account,route, sliding_window, SHADOW; b: 2 in 1s per ip, sliding_window; "
+        "unidentified b: 2 in 1s per ip, sliding_window"
+    )
     assert shown.stdout.splitlines()[3] == f"any      /v1/chat  chat    enforce  {cost}  {limit}"
 
 
