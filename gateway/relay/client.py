@@ -135,6 +135,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         request = self._last
         assert request is not None
+        request.body.clear()  # that of a call that was refused is still there
         if len(data) > len(head):
             request.body.append(data[len(head) :])
             request.body_bytes = len(data) - len(head)

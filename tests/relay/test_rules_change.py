@@ -166,3 +166,19 @@ async def test_a_limit_in_shadow_is_left_out_and_the_rest_asked(running: Running
         assert b"429 " in await client.read_head()
         await client.read_until(b"}")
     assert rests[0] is rests[1]  # admission knows a policy by its identity
+
+
+async def test_the_body_of_a_refused_call_is_not_sent_with_the_next(running: Running, services: Services) -> None:
+    running.relay.use(rules("one", cast("cast", 1)))
+    client = await running.connect()
+    call = CALL.replace(b"Content-Length: 0", b"Content-Length: 5") + b"lumos"
+    verdicts = [PASS, RateLimited(policy="cast", limit_name="l", limit=1, window_ms=1000, retry_after_ms=1)]
+    for verdict in (*verdicts, *verdicts, PASS):
+        await client.send(call)
+        (await services.lookups.get())(Account("a"))
+        (await services.asks.get()).done(verdict)
+        head = await client.read_head()
+        assert head.startswith(b"HTTP/1.1 200" if verdict is PASS else b"HTTP/1.1 429")
+        await client.read(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    # What the upstream reads as heads are heads, each after one body.
+    assert [head[:5] for head in running.upstream.heads] == [b"POST "] * 3
