@@ -1,18 +1,28 @@
 """The admin listener: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz`` for whoever keeps the gateway running.
 
+Where ``admin.token`` is set, every path asks for it (``Authorization: Bearer …``), also one that is not there; but for
+those of ``admin.open_paths``, as not every scraper and probe can carry one.
+
 It lives in the supervisor, so it answers while workers start, die and drain. A lost store makes the gateway degraded,
 not unready: casts go on without it, and taking every replica out of service for one dead database would stop them all.
 """
 
+import hmac
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.metrics import exposition, gauge_values
 
+if TYPE_CHECKING:
+    from gateway.config.settings import Admin
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _NO_STORE = {"Cache-Control": "no-store"}
 _STATUS_KEY: web.AppKey[Callable[[], "Status"]] = web.AppKey("status")
 _RUNTIME_DIR_KEY: web.AppKey[Path] = web.AppKey("runtime_dir", Path)
@@ -28,19 +38,24 @@ class Status:
     workers_ready: int
 
 
-async def serve_admin(listener: socket.socket, status: Callable[[], Status], runtime_dir: Path) -> web.AppRunner:
+async def serve_admin(
+    listener: socket.socket, status: Callable[[], Status], runtime_dir: Path, settings: "Admin"
+) -> web.AppRunner:
     """Serve on a listening socket until the runner's ``cleanup``."""
-    runner = web.AppRunner(
-        make_app(status, runtime_dir), access_log=None, handler_cancellation=True, keepalive_timeout=75.0
-    )
+    token = settings.token.get_secret_value() if settings.token else None
+    app = make_app(status, runtime_dir, token=token, open_paths=settings.open_paths)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     return runner
 
 
-def make_app(status: Callable[[], Status], runtime_dir: Path) -> web.Application:
-    """The application alone."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=1024)
+def make_app(
+    status: Callable[[], Status], runtime_dir: Path, *, token: str | None = None, open_paths: Collection[str] = ()
+) -> web.Application:
+    """The application alone; ``token`` None lets everybody in."""
+    doors = [_door(token, open_paths)] if token is not None else []
+    app = web.Application(middlewares=[*doors, _errors_as_json], client_max_size=1024)
     app[_STATUS_KEY] = status
     app[_RUNTIME_DIR_KEY] = runtime_dir
     app.router.add_get("/metrics", _metrics)
@@ -83,10 +98,25 @@ async def _readyz(request: web.Request) -> web.Response:
     return web.json_response(body, status=code, headers=_NO_STORE)
 
 
+def _door(token: str, open_paths: Collection[str]) -> Middleware:
+    wanted = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def let_in(request: web.Request, handler: Handler) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if request.path in open_paths or hmac.compare_digest(shown, wanted):
+            return await handler(request)
+        return web.json_response(
+            {"error": "unauthorized", "message": "This listener asks for the admin token (Authorization: Bearer …)."},
+            status=401,
+            headers={"WWW-Authenticate": "Bearer", **_NO_STORE},
+        )
+
+    return let_in
+
+
 @web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:

@@ -129,7 +129,9 @@ class Supervisor:
             self._metrics = Metrics(self._runtime_dir, "supervisor")
             cleanup.callback(self._metrics.close)
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
-            admin = await serve_admin(self._admin_listener, self._status, self._runtime_dir)
+            admin = await serve_admin(
+                self._admin_listener, self._status, self._runtime_dir, self._loaded.settings.admin
+            )
             cleanup.push_async_callback(admin.cleanup)
             self._handle_signals()
             for slot in self._slots:

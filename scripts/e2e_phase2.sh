@@ -8,7 +8,7 @@
 #
 # For a real deployment the environment says: API_KEY, a key of an account that is there for tests (it is charged for as
 # many casts as its plan allows in a minute, and some more); METRICS_URL, the address of /metrics, or those of several
-# gateways, separated by spaces (default: BASE_URL/metrics); DATABASE_URL, to read the account's status from Postgres as
+# gateways, separated by spaces (default: BASE_URL/metrics), and ADMIN_TOKEN if they ask for one; DATABASE_URL, to read the account's status from Postgres as
 # well (needs psql). PAY_TIMEOUT_S (600) is how long a person may take to pay, SETTLE_TIMEOUT_S (30) how long webhooks and
 # metrics may; RATE_CASTS_MAX (1500) bounds the casts until the rate limit answers, 0 leaves it out.
 #
@@ -142,8 +142,10 @@ header() { tr -d '\r' <"$work/head" | sed -n "s/^$1: *//Ip" | head -n 1; }
 metric() {
     local address
     : >"$work/metrics"
+    [ -z "${ADMIN_TOKEN:-}" ] || printf 'header = "Authorization: Bearer %s"\n' "$ADMIN_TOKEN" >"$work/admin"
     for address in $metrics_urls; do
-        curl --silent --fail --max-time "$REQUEST_TIMEOUT_S" "$address" >>"$work/metrics" || return 1
+        curl --silent --fail --max-time "$REQUEST_TIMEOUT_S" ${ADMIN_TOKEN:+--config "$work/admin"} "$address" \
+            >>"$work/metrics" || return 1
     done
     awk -v name="$1" -v label="${2:-}" '
         $1 ~ "^" name "([{]|$)" && (label == "" || index($1, label)) { sum += $NF }

@@ -149,7 +149,7 @@ def text(what: str, pattern: str = r".+", length_max: int = 255) -> BeforeValida
     return BeforeValidator(read)
 
 
-def secret(what: str, refused_prefixes: Mapping[str, str]) -> BeforeValidator:
+def secret(what: str, refused_prefixes: Mapping[str, str], *, length_min: int = 1) -> BeforeValidator:
     """Text without spaces that is never shown, or None where it is blank.
 
     ``refused_prefixes`` are beginnings by which another kind of secret is told, and what that kind is called.
@@ -171,6 +171,8 @@ def secret(what: str, refused_prefixes: Mapping[str, str]) -> BeforeValidator:
             or " " in stripped
         ):
             raise mistake(f"expected {what}, found one with spaces or other characters that no key has")
+        if 0 < len(stripped) < length_min:
+            raise mistake(f"expected {what}, found one of {len(stripped)}")
         return stripped or None
 
     return BeforeValidator(read)

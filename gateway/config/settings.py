@@ -5,6 +5,7 @@ Every limit has a default here and its reason beside it. In YAML a key has no un
 """
 
 import os
+from ipaddress import ip_address
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ StripeWebhookSecret = Annotated[
     SecretStr | None,
     secret(_STRIPE_WEBHOOK, {"pk_": "a publishable key", "sk_": "a secret key", "rk_": "a restricted key"}),
 ]
+AdminToken = Annotated[SecretStr | None, secret("a token of at least 16 characters", {}, length_min=16)]
 HashName = Literal["sha256_hex", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
@@ -67,6 +69,19 @@ def _workers() -> BeforeValidator:
         if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
             raise expected(f"auto or an integer of 1 to {WORKERS_MAX}", value)
         return int(read_count(value))
+
+    return BeforeValidator(read)
+
+
+def _open_paths() -> BeforeValidator:
+    known = ("/metrics", "/healthz", "/readyz")
+
+    def read(value: object) -> tuple[str, ...]:
+        listed = value.split(",") if isinstance(value, str) else value or []
+        paths = [str(path).strip() for path in listed] if isinstance(listed, list) else ["?"]
+        if not all(path in known for path in paths if path):
+            raise expected(f"some of {', '.join(known)}", value)
+        return tuple(path for path in paths if path)
 
     return BeforeValidator(read)
 
@@ -92,6 +107,13 @@ def _origin() -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 _RETURN_URL = _return_url()
 
 
@@ -106,10 +128,14 @@ class Listen(Section):
 
 
 class Admin(Section):
-    """Where Prometheus and operators connect; nobody is asked who they are there."""
+    """Where Prometheus and operators connect."""
 
     host: Host = "127.0.0.1"
     port: Port = 9090
+    # Asked for by every path; without one the listener must stay on loopback.
+    token: AdminToken = None
+    # Answered without the token all the same, for scrapers and probes that cannot carry one.
+    open_paths: Annotated[tuple[str, ...], _open_paths()] = ()
 
 
 class Upstream(Section):
@@ -316,6 +342,13 @@ class Settings(Section):
     log: Log = Log()
     # The folder of policies and plans, seen from the folder of config.yaml.
     policies: Annotated[str, text("a folder")] = "policies"
+
+    @model_validator(mode="after")
+    def _who_is_let_in_from_elsewhere_has_a_token(self) -> "Settings":
+        if self.admin.token is None and not _is_loopback(self.admin.host):
+            message = f"expected a token (ADMIN_TOKEN), as {self.admin.host} can be reached from other machines"
+            raise contradiction(("admin", "token"), message)
+        return self
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> "Settings":
