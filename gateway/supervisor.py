@@ -129,6 +129,7 @@ class Supervisor:
             self._metrics = Metrics(self._runtime_dir, "supervisor")
             cleanup.callback(self._metrics.close)
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
+            self._metrics.gauge("castgate_workers_wanted").set(len(self._slots))
             admin = await serve_admin(
                 self._admin_listener, self._status, self._runtime_dir, self._loaded.settings.admin
             )

@@ -41,6 +41,7 @@ from gateway.relay.counters import wall_clock_ms
 from gateway.relay.relay import Limits, Relay
 from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
+from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
 _HOSTED_CONNECTIONS_MAX = 64
@@ -178,6 +179,8 @@ class Worker:
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("database.probe", self._probe_database())
+        vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
+        self._tasks.start("vitals", vitals.watch_forever())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
