@@ -92,6 +92,8 @@ _DECLARED = (
         "Time that a call was in a stage (identify, admit, connect, first_byte, answer); of a sample of calls.",
         "stage",
     ),
+    _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped: too many waited."),
+    _counter("castgate_traces_total", "Requests whose spans were sent, dropped or failed.", "result"),
     # Identify.
     _counter("castgate_identify_total", "Lookups, by result (hit, negative, miss, unknown, stale, error).", "result"),
     _gauge("castgate_identify_cache_entries", "Credentials kept in the cache."),

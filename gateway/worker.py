@@ -33,6 +33,8 @@ from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
 from gateway.metrics import Metrics, exposition
+from gateway.observer import Observer
+from gateway.otlp import Spans
 from gateway.payments import Payments
 from gateway.policy.rules import Rules
 from gateway.relay import heads
@@ -108,6 +110,10 @@ class Worker:
         self._billing = self._new_billing(self._payments) if self._payments else None
         self._hosted = HostedServer(self._services(), self._tasks)
         self._relay = self._new_relay()
+        self._spans = Spans.of(settings.traces, self._metrics)
+        self._observer = Observer.of(settings, self._metrics, self._spans)
+        if self._observer is not None:
+            self._relay.new_exchange = self._observer.exchange
         self._server: asyncio.Server | None = None
 
     def _current_rules(self) -> Rules:
@@ -179,6 +185,10 @@ class Worker:
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("database.probe", self._probe_database())
+        if self._observer is not None:
+            self._tasks.start("observer.write", self._observer.write_forever())
+        if self._spans is not None:
+            self._tasks.start("spans.send", self._spans.send_forever())
         vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
         self._tasks.start("vitals", vitals.watch_forever())
         if self._billing is not None:
@@ -227,6 +237,10 @@ class Worker:
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
         await self._tasks.drain(0)
+        if self._observer is not None:
+            self._observer.close()
+        if self._spans is not None:
+            await self._spans.close()
         if self._payments is not None:
             await self._payments.close()
         await self._database.close()

@@ -248,6 +248,18 @@ def cents() -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def share() -> BeforeValidator:
+    """A share of something, from 0 to 1."""
+
+    def read(value: object) -> float:
+        text = _text_of(value) if isinstance(value, str) else str(value)
+        if text is None or _NUMBER.fullmatch(text) is None or not 0 <= float(text) <= 1:
+            raise expected("a share from 0 to 1", value)
+        return float(text)
+
+    return BeforeValidator(read)
+
+
 def time_zone() -> BeforeValidator:
     """An IANA time zone name."""
 

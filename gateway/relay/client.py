@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gateway.policy import answers
-from gateway.relay.exchange import Exchange
 from gateway.relay.heads import OTHER
 from gateway.relay.request import Request
 
 if TYPE_CHECKING:
+    from gateway.relay.exchange import Exchange
     from gateway.relay.relay import Relay
     from gateway.relay.upstream import UpstreamConnection
 
@@ -351,7 +351,7 @@ class ClientConnection(asyncio.Protocol):
             # A client that does not read its answers gets no more of them.
             while self.exchange is None and self._requests and self.phase < LINGERING and self.writable:
                 self.phase = BUSY
-                self.exchange = exchange = Exchange(self._relay, self, self._requests.popleft())
+                self.exchange = exchange = self._relay.new_exchange(self._relay, self, self._requests.popleft())
                 exchange.start()
             self._advancing = False
             if self.exchange is None and not self._requests and self.phase < LINGERING:

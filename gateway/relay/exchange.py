@@ -517,7 +517,7 @@ class Exchange:
         cast_id = None
         if self._captured and policy.cast_id_pointer is not None:
             cast_id = identifier_in(self._captured, policy.cast_id_pointer)
-        self._relay.ledger.append(
+        self._charge(
             UsageEvent(
                 event_id,
                 account.account_id,
@@ -530,6 +530,9 @@ class Exchange:
                 self._request_id.decode("latin-1"),
             )
         )
+
+    def _charge(self, event: UsageEvent) -> None:
+        self._relay.ledger.append(event)
 
     def _unidentified_answered(self, status: int) -> None:
         """Phase 1 let somebody in whom we do not know: what the cache believes of these credentials is wrong."""

@@ -13,6 +13,7 @@ from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import Policy, Rules
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
+from gateway.relay.exchange import Exchange
 from gateway.relay.heads import Fields
 from gateway.relay.request import Request
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.identify import Credentials, Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
-    from gateway.relay.exchange import Exchange
     from gateway.relay.upstream import Pool
     from gateway.tasks import Tasks
 
@@ -81,6 +81,8 @@ class Relay:
         self.new_event_id = new_event_id
         self.upstream_pool: Pool
         self.hosted_pool: Pool
+        # What a request becomes; an Observer takes this place where some are to be watched.
+        self.new_exchange: Callable[[Relay, ClientConnection, Request], Exchange] = Exchange
         self.draining = False
         self.abandoned: set[Exchange] = set()
         self._connections: set[ClientConnection] = set()
