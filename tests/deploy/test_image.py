@@ -116,6 +116,10 @@ def test_it_migrates_serves_and_stops_and_writes_nothing_but_its_temporary_folde
                     assert answer.status == 200
                 with pytest.raises(urllib.error.HTTPError, match="401"):
                     urllib.request.urlopen(f"http://127.0.0.1:{ports['ADMIN_PORT']}/healthz", timeout=20)
+                # The admin listener's paths are nothing special on the public port: the service answers there.
+                for path in ("/healthz", "/readyz", "/metrics"):
+                    with pytest.raises(urllib.error.HTTPError, match="404"):
+                        urllib.request.urlopen(f"http://127.0.0.1:{ports['PORT']}{path}", timeout=20)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(STOP_TIMEOUT_S) == 0
             finally:

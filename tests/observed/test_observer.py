@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -41,12 +43,16 @@ def seen(**changes: Any) -> Observation:
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[StringIO]:
     """What the observer logs."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     made = StringIO()
     log.configure("info", "json", made)
     monkeypatch.setattr(observer, "_log", structlog.get_logger())  # a logger keeps the configuration it began with
-    return made
+    yield made
+    structlog.reset_defaults()
+    root.handlers, root.level = handlers, level
 
 
 def test_where_nothing_is_watched_there_is_no_observer() -> None:
