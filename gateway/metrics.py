@@ -294,6 +294,21 @@ def gauge_values(runtime_dir: Path, name: str) -> dict[tuple[str, ...], float]:
     return _totals(runtime_dir)[0].get(name, {})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """All metrics by name and label values; a histogram as its buckets (not cumulated), +Inf, and the sum."""
+
+    scalars: Mapping[str, Mapping[tuple[str, ...], float]]
+    histograms: Mapping[str, Mapping[tuple[str, ...], list[float]]]
+    configurations: Mapping[str, int]  # version -> processes that run it
+
+
+def totals(runtime_dir: Path) -> Totals:
+    """What a scrape would say, as numbers."""
+    scalars, histograms, configurations = _totals(runtime_dir)
+    return Totals(scalars=scalars, histograms=histograms, configurations=configurations)
+
+
 class _Sum(Collector):
     def __init__(self, runtime_dir: Path) -> None:
         self._runtime_dir = runtime_dir

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,9 @@ import structlog
 from gateway import accepted
 from gateway.admin import Status, serve_admin
 from gateway.config import ConfigError, Loaded, Settings
+from gateway.console.app import Console, opened
 from gateway.listening import listen, url_of
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, build_version
 from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks
 from gateway.worker_process import ENDED, READY, WorkerProcess, WorkerStart, start_worker
@@ -130,8 +131,14 @@ class Supervisor:
             cleanup.callback(self._metrics.close)
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
             self._metrics.gauge("castgate_workers_wanted").set(len(self._slots))
+            console = await cleanup.enter_async_context(self._console())
             admin = await serve_admin(
-                self._admin_listener, self._status, self._runtime_dir, self._loaded.settings.admin
+                self._admin_listener,
+                self._status,
+                self._runtime_dir,
+                console.routes(),
+                settings=self._loaded.settings.admin,
+                lets_in=console.lets_in,
             )
             cleanup.push_async_callback(admin.cleanup)
             self._handle_signals()
@@ -143,6 +150,20 @@ class Supervisor:
         if self._fault:
             raise NotStartedError(self._fault)
         return EXIT_AT_ONCE if self._at_once else EXIT_STOPPED
+
+    def _console(self) -> AbstractAsyncContextManager[Console]:
+        def about() -> dict[str, object]:
+            status = self._status()
+            workers = {"ready": status.workers_ready, "alive": status.workers_alive, "wanted": status.workers_wanted}
+            return {"version": build_version(), "draining": status.draining, "workers": workers}
+
+        return opened(
+            settings=self._loaded.settings,
+            rules=lambda: self._loaded.rules,
+            metrics=self._metrics,
+            runtime_dir=self._runtime_dir,
+            about=about,
+        )
 
     def _status(self) -> Status:
         return Status(

@@ -109,7 +109,8 @@ def _origin() -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on ``host``."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -369,7 +370,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _who_is_let_in_from_elsewhere_has_a_token(self) -> "Settings":
-        if self.admin.token is None and not _is_loopback(self.admin.host):
+        if self.admin.token is None and not is_loopback(self.admin.host):
             message = f"expected a token (ADMIN_TOKEN), as {self.admin.host} can be reached from other machines"
             raise contradiction(("admin", "token"), message)
         return self
