@@ -232,11 +232,11 @@ RETURNING leased_until;
 UPDATE stripe_sync SET leased_until = now() + make_interval(secs => $1);
 
 -- name: console_near_limits
--- Console: the accounts that have used most of a limit, own budget or plan's ceiling, in a window that is open: $1 to $5 are
--- the plans' ceilings (plan, period, zone, week start, microcents), $6 the default plan, $7 how many. Reads every open
--- window: for people who look, not for calls.
-SELECT counter.account_id, counter.period, counter.used_microcents, lowest.microcents AS limit_microcents,
-       nullif(counter.window_end, 'infinity') AS resets_at, holder.plan
+-- Console: the accounts that have used most of a limit (own budget or plan's ceiling) in a window that is open, each with
+-- its nearest one: $1 to $5 are the plans' ceilings (plan, period, zone, week start, microcents), $6 the default plan, $7
+-- how many. Reads every open window: for people who look, not for calls.
+SELECT * FROM (SELECT DISTINCT ON (counter.account_id) counter.account_id, counter.period, counter.used_microcents,
+       lowest.microcents AS limit_microcents, nullif(counter.window_end, 'infinity') AS resets_at, holder.plan
 FROM usage_counters AS counter
 LEFT JOIN billing_accounts AS billing USING (account_id)
 CROSS JOIN LATERAL (
@@ -256,7 +256,9 @@ CROSS JOIN LATERAL (
     ) AS limits
 ) AS lowest
 WHERE counter.window_end > now() AND lowest.microcents > 0
-ORDER BY counter.used_microcents::float8 / lowest.microcents DESC, counter.account_id
+ORDER BY counter.account_id, counter.used_microcents::float8 / lowest.microcents DESC
+) AS nearest
+ORDER BY used_microcents::float8 / limit_microcents DESC, account_id
 LIMIT $7;
 
 -- name: console_search

@@ -17,7 +17,7 @@ from gateway.policy.rules import Rules
 if TYPE_CHECKING:
     import asyncpg
 
-NEAR_MAX = 12
+NEAR_MAX = 8
 FOUND_MAX = 8
 CASTS_MAX = 20
 EVENTS_MAX = 20

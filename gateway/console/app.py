@@ -1,4 +1,4 @@
-"""``/console`` and what its page asks for. Everything is this listener's own: no script, style or request from elsewhere.
+"""``/console`` and what its page asks for. All of it is this listener's own: no script or style from elsewhere.
 
 Without a session a page is the sign-in page (401), and everything else a 401 in JSON. Where no token is set (loopback)
 nobody is asked, but the request must be made by a name of this machine, and writes by our own page.
@@ -169,9 +169,11 @@ class Console:
 
     # --- what is shown
 
-    async def _page(self, _: web.Request) -> web.StreamResponse:
+    async def _page(self, request: web.Request) -> web.StreamResponse:
         """The page, with the first look in it, so that there is something to see at once."""
-        first = json.dumps({"asks": self._sessions.asks, "live": self._look()}).replace("<", "\\u003c")
+        paths = {resource.canonical for resource in request.app.router.resources()}
+        known = {"asks": self._sessions.asks, "policies": "/policies" in paths, "live": self._look()}
+        first = json.dumps(known).replace("<", "\\u003c")
         text = _STATIC.joinpath("console.html").read_text("utf-8").replace("{{first}}", first)
         return web.Response(
             text=text, content_type="text/html", headers={**_HEADERS, "Content-Security-Policy": _POLICY}

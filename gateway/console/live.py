@@ -1,4 +1,4 @@
-"""What the console's overview shows of this gateway, as the metrics have it: totals, from which the page makes rates."""
+"""What the console's overview shows of this gateway: the metrics' totals, from which the page makes rates."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

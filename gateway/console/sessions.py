@@ -1,4 +1,4 @@
-"""Who is signed in to the console: a random cookie for whoever has shown the admin token, kept in memory for a while."""
+"""Who is signed in to the console: a random cookie for whoever has shown the admin token, in memory for a while."""
 
 import hmac
 import secrets

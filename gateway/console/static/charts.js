@@ -123,7 +123,7 @@ export function days(list) {
     bar.append(svg("title", {}, `${day.day}: ${day.cents} cents, ${day.calls} calls`));
     node.append(bar);
     if (index % 5 === 4 || index === 0) {
-      node.append(svg("text", { x: left + (index + 0.5) * each, y: height - 5, "text-anchor": "middle" }, day.day.slice(5)));
+      node.append(svg("text", { x: left + (index + 0.5) * each, y: height - 5, "text-anchor": index === list.length - 1 ? "end" : "middle" }, day.day.slice(5)));
     }
   });
   return node;

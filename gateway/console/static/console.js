@@ -103,7 +103,7 @@ function buildOverview() {
       tile("passed", "Casts answered", "passed"), tile("latency", "Latency", "latency"), tile("blocked", "402 · over budget", "blocked"),
       tile("limited", "429 · too fast", "limited"), tile("failed", "5xx · failed", "failed")),
     el("div", { class: "pair" },
-      el("section", { class: "card", "aria-labelledby": "traffic" },
+      el("section", { class: "card fills", "aria-labelledby": "traffic" },
         el("div", { class: "head" }, el("h2", { id: "traffic" }, "Calls a second"), el("ul", { class: "legend", id: "legend" })),
         document.createElementNS("http://www.w3.org/2000/svg", "svg")),
       el("section", { class: "card", "aria-labelledby": "ladder" }, el("h2", { id: "ladder" }, "What is lost"), el("ol", { class: "rungs", id: "rungs" }))),
@@ -124,7 +124,7 @@ function showOverview(now) {
   const last = (name) => history[name][history[name].length - 1];
   for (const mark of MARKS) setTile(mark, [short(last(mark) ?? 0), el("small", {}, " a second")], history[mark]);
   const recent = (name) => [...history[name]].reverse().find((value) => value !== null) ?? null;
-  setTile("latency", [milliseconds(recent("p50")), el("small", {}, ` ms · p99 ${milliseconds(recent("p99"))} ms`)],
+  setTile("latency", recent("p50") === null ? ["–"] : [milliseconds(recent("p50")), el("small", {}, ` ms · p99 ${milliseconds(recent("p99"))} ms`)],
     history.p99.map((value) => value ?? 0));
   drawChart();
   byId("rungs").replaceChildren(...RUNGS.map(([name, title, effect]) =>
@@ -138,7 +138,7 @@ function showOverview(now) {
     ["Holds open", short(now.holds_open)], ["Clients connected", short(now.connections)],
     ["To the service", `${short(upstream.busy)} busy of ${short(upstream.open)}`], ["Calls that wait", short(upstream.waiting), upstream.waiting > 0],
     ["Event loop, p99", `${milliseconds(delay)} ms`, delay > 0.05], ["Shadow would refuse", short(now.shadow)],
-    ["Version", now.about.version], ["Policies", versions.length > 1 ? `${versions.length} versions` : (versions[0] ?? "–"), versions.length > 1],
+    ["Version", now.about.version], ["Policies", versions.length > 1 ? `${versions.length} versions` : (versions[0]?.slice(0, 8) ?? "–"), versions.length > 1],
   ]);
 }
 
@@ -231,7 +231,7 @@ function buildAccount(view, picture) {
     const body = `{"period": ${JSON.stringify(period.value)}, "hard_limit_cents": ${amount.value}}`;
     change(() => ask(path, { method: "PUT", body }), `The ${period.value} budget is ${amount.value} cents, from the next call on.`);
   };
-  const remove = (one) => el("button", { onclick: () => change(() => ask(`${path}?period=${one.period}`, { method: "DELETE" }), `The ${one.period} budget is gone.`) }, "Remove");
+  const remove = (one) => el("button", { class: "small", onclick: () => change(() => ask(`${path}?period=${one.period}`, { method: "DELETE" }), `The ${one.period} budget is gone.`) }, "Remove");
   view.replaceChildren(
     el("div", {}, el("a", { href: "#/" }, "← Overview"), el("h1", { class: "title mono" }, picture.account)),
     told,
@@ -252,7 +252,7 @@ function buildAccount(view, picture) {
 }
 
 function facted(list) {
-  const node = el("dl", { class: "facts" });
+  const node = el("dl", { class: "facts wide" });
   facts(node, list);
   return node;
 }
@@ -312,6 +312,6 @@ document.addEventListener("keydown", (event) => {
 addEventListener("hashchange", () => { route(); byId("content").focus(); });
 route();
 look(first.live);
-showPolicies();
+if (first.policies) showPolicies();
 setTimeout(tick, SECONDS * 1000);
 setInterval(() => slowly().catch(gone), SLOW_SECONDS * 1000);
