@@ -125,7 +125,8 @@ class Console:
 
     def _guarded(self, handler: Handler, *, page: bool = False, writes: bool = False) -> Handler:
         async def guard(request: web.Request) -> web.StreamResponse:
-            if not is_from_here(request, writes=writes):
+            # A link from elsewhere may lead to the page, which tells nothing to where it came from.
+            if not page and not is_from_here(request, writes=writes):
                 return _refused(403, "forbidden", "The console answers its own page only.")
             if not self._sessions.asks:
                 if not is_named_as_loopback(request):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from gateway.embedded import free_port
 from gateway.metrics import Metrics, render
 from gateway.observer import Observer
 from gateway.otlp import WAITING_MAX, Spans
-from gateway.relay.observed import Observation
+from gateway.relay.observed import Observation, ObservedExchange
+from gateway.relay.request import Request
 from gateway.relay.traceparent import begin
 
 
@@ -60,6 +62,20 @@ def test_where_nothing_is_watched_there_is_no_observer() -> None:
     assert Observer.of(settings(metrics={"stage_sample": 0}), metrics, None) is None
     assert Observer.of(settings(), metrics, None) is not None  # stages, of one request in a hundred
     assert Spans.of(settings().traces, metrics) is None
+    metrics.close()
+
+
+@pytest.mark.parametrize("sections", [{}, {"log": {"request_sample": "0.000000001"}}])  # by gaps, and by draws
+@pytest.mark.parametrize("share", [0.02, 0.25, 1.0])
+def test_the_share_that_is_watched_is_the_one_asked_for(sections: dict[str, Any], share: float) -> None:
+    metrics = Metrics()
+    one = Observer(settings(metrics={"stage_sample": share}, **sections), metrics, None)
+    relay: Any = SimpleNamespace(now=lambda: 0.0)
+    client: Any = SimpleNamespace(address=b"127.0.0.1")
+    count = 20_000
+    watched = sum(isinstance(one.exchange(relay, client, Request()), ObservedExchange) for _ in range(count))
+    deviation = (count * share * (1 - share)) ** 0.5
+    assert abs(watched - count * share) <= 6 * deviation
     metrics.close()
 
 
