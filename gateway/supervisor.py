@@ -158,8 +158,7 @@ class Supervisor:
             return {"version": build_version(), "draining": status.draining, "workers": workers}
 
         return opened(
-            settings=self._loaded.settings,
-            rules=lambda: self._loaded.rules,
+            loaded=lambda: self._loaded,
             metrics=self._metrics,
             runtime_dir=self._runtime_dir,
             about=about,

@@ -11,14 +11,17 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from aiohttp import web
 
-from gateway.billing_sync_command import teller
+from gateway.billing_sync import FAULTS, AlreadySyncingError
+from gateway.billing_sync_command import sync_from_command, teller
 from gateway.breaker import Breaker
 from gateway.console.accounts import Accounts
 from gateway.console.live import live
@@ -28,19 +31,20 @@ from gateway.hosted.answers import RefusedError, refusal
 from gateway.hosted.body import read_json_object
 from gateway.hosted.budget_body import read_budget
 from gateway.policy.periods import PERIODS
-from gateway.policy.rules import Rules
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Settings
+    from gateway.config import Loaded
     from gateway.metrics import Metrics
 
 PATH = "/console"
+EXPLAIN_PATH = "/explain"  # of the listener's other paths, one that is asked by POST
 # Whoever guesses waits.
 REFUSED_PAUSE_S = 0.3
 ACCOUNT_CHARACTERS_MAX = 255
 CONNECTIONS_MAX = 2  # to Postgres, for people who look
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_log = structlog.get_logger()
 _STATIC = files("gateway.console").joinpath("static")
 _KINDS = {"console.js": "text/javascript", "charts.js": "text/javascript", "console.css": "text/css"}
 _HEADERS = {
@@ -60,13 +64,13 @@ _POLICY = (
 @asynccontextmanager
 async def opened(
     *,
-    settings: "Settings",
-    rules: Callable[[], Rules],
+    loaded: "Callable[[], Loaded]",
     metrics: "Metrics",
     runtime_dir: Path,
     about: Callable[[], object],
 ) -> AsyncIterator["Console"]:
     """The console, and what it needs, until the block ends. Connects to nothing before it is looked at."""
+    settings = loaded().settings
     database = Database(
         settings.database.url,
         breaker=Breaker(clock=time.monotonic),
@@ -77,9 +81,9 @@ async def opened(
         statement_timeout_s=settings.database.statement_timeout_s,
     )
     token = settings.admin.token.get_secret_value() if settings.admin.token else None
-    accounts = Accounts(database, rules, teller(settings.redis))
+    accounts = Accounts(database, lambda: loaded().rules, teller(settings.redis))
     try:
-        yield Console(token=token, accounts=accounts, runtime_dir=runtime_dir, about=about)
+        yield Console(token=token, accounts=accounts, loaded=loaded, runtime_dir=runtime_dir, about=about)
     finally:
         await database.close()
 
@@ -88,11 +92,18 @@ class Console:
     """The console of one gateway."""
 
     def __init__(
-        self, *, token: str | None, accounts: Accounts, runtime_dir: Path, about: Callable[[], object]
+        self,
+        *,
+        token: str | None,
+        accounts: Accounts,
+        loaded: "Callable[[], Loaded]",
+        runtime_dir: Path,
+        about: Callable[[], object],
     ) -> None:
         """``about`` is what the overview says of the supervisor: workers, version."""
         self._sessions = Sessions(token)
         self._accounts = accounts
+        self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._about = about
 
@@ -106,6 +117,7 @@ class Console:
             web.get(f"{PATH}/live", self._guarded(self._live)),
             web.get(f"{PATH}/near-limits", self._guarded(self._near_limits)),
             web.get(f"{PATH}/webhooks", self._guarded(self._webhooks)),
+            web.post(f"{PATH}/sync", self._guarded(self._sync, writes=True)),
             web.get(f"{PATH}/accounts", self._guarded(self._search)),
             web.get(f"{PATH}/accounts/{{id}}", self._guarded(self._account)),
             web.put(f"{PATH}/accounts/{{id}}/budget", self._guarded(self._set_budget, writes=True)),
@@ -119,7 +131,8 @@ class Console:
         """
         if request.path == PATH or request.path.startswith(f"{PATH}/"):
             return True
-        return request.method == "GET" and self._sessions.knows(request) and is_from_here(request, writes=False)
+        asks = request.method == "GET" or (request.method == "POST" and request.path == EXPLAIN_PATH)
+        return asks and self._sessions.knows(request) and is_from_here(request, writes=request.method != "GET")
 
     # --- who is let in
 
@@ -173,7 +186,12 @@ class Console:
     async def _page(self, request: web.Request) -> web.StreamResponse:
         """The page, with the first look in it, so that there is something to see at once."""
         paths = {resource.canonical for resource in request.app.router.resources()}
-        known = {"asks": self._sessions.asks, "policies": "/policies" in paths, "live": self._look()}
+        known = {
+            "asks": self._sessions.asks,
+            "policies": "/policies" in paths,
+            "explain": EXPLAIN_PATH in paths,
+            "live": self._look(),
+        }
         first = json.dumps(known).replace("<", "\\u003c")
         text = _STATIC.joinpath("console.html").read_text("utf-8").replace("{{first}}", first)
         return web.Response(
@@ -208,6 +226,20 @@ class Console:
         return _answer(await self._accounts.picture(_account_of(request)))
 
     # --- what is changed
+
+    async def _sync(self, request: web.Request) -> web.StreamResponse:
+        """As ``castgate billing sync``."""
+        loaded = self._loaded()
+        if not loaded.billing_enabled:
+            return _refused(503, "billing_disabled", "Billing is switched off on this gateway.")
+        _log.warning("console_billing_sync", by=request.remote or "unknown")
+        try:
+            report = await sync_from_command(loaded)
+        except AlreadySyncingError:
+            return _refused(409, "conflict", "A sync is at work, or has just been done; try again in a minute.")
+        except FAULTS as error:
+            return _refused(503, "billing_unavailable", f"Stripe or Postgres could not be read: {error}")
+        return _answer(asdict(report))
 
     async def _set_budget(self, request: web.Request) -> web.StreamResponse:
         account_id = _account_of(request)

@@ -11,6 +11,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin import Status, make_app
+from gateway.config import Loaded
 from gateway.config.settings import Settings
 from gateway.console import app as console_app
 from gateway.console.app import Console, opened
@@ -53,9 +54,8 @@ async def serve(
                 "admin": {"token": token},
             }
         )
-        context = opened(
-            settings=settings, rules=lambda: RULES, metrics=metrics, runtime_dir=tmp_path, about=lambda: {"workers": {}}
-        )
+        loaded = Loaded(settings=settings, rules=RULES, billing_enabled=False, warnings=(), files=())
+        context = opened(loaded=lambda: loaded, metrics=metrics, runtime_dir=tmp_path, about=lambda: {"workers": {}})
         console: Console = await context.__aenter__()
         cleanups.append(context)
 
@@ -220,6 +220,12 @@ async def test_who_is_nearest_a_limit_comes_first_by_own_budget_or_plan(
         ("own", "2", "4", "free"),
         ("far", "5", "500", "free"),
     ]
+
+
+async def test_where_billing_is_off_nothing_is_read_from_stripe(client: TestClient[Any, Any]) -> None:
+    assert await sign_in(client) == 303
+    answer = await client.post("/console/sync", headers=WRITE)
+    assert (answer.status, (await answer.json())["error"]) == (503, "billing_disabled")
 
 
 async def test_an_account_that_nobody_has_seen_has_an_empty_page(client: TestClient[Any, Any]) -> None:

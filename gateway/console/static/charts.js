@@ -25,7 +25,7 @@ function filled(node, attributes, children) {
 function ceiling(highest) {
   if (!(highest > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(highest));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((bound) => bound >= highest);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((bound) => bound >= highest);
 }
 
 export function short(number) {
@@ -47,6 +47,13 @@ export function sparkline(values, slots) {
     node.append(svg("path", { class: "edge", d: `M${points.join(" L")}`, "vector-effect": "non-scaling-stroke" }));
   }
   return node;
+}
+
+// A line through the points, left out where there is nothing: it would lie over the line of another series.
+function trace(points, values) {
+  const there = (index) => values[index] > 0;
+  const drawn = (index) => there(index - 1) || there(index) || there(index + 1);
+  return points.map((point, index) => (drawn(index) ? `${index && drawn(index - 1) ? "L" : "M"}${point}` : "")).join(" ");
 }
 
 // Stacked areas over time; series: [{mark, values}], all of one length. at(index) hears where the pointer is.
@@ -79,7 +86,7 @@ export function stacked(node, series, slots, secondsEach, at) {
       const base = below.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).reverse();
       const group = svg("g", { class: one.mark });
       group.append(svg("path", { class: "area", d: `M${edge.join(" L")} L${base.join(" L")} Z` }));
-      group.append(svg("path", { class: "edge", d: `M${edge.join(" L")}` }));
+      group.append(svg("path", { class: "edge", d: trace(edge, one.values) }));
       parts.push(group);
     }
     below = upper;
@@ -132,7 +139,7 @@ export function days(list) {
 export function bar(share, label) {
   const kind = share >= 1 ? "over" : share >= 0.8 ? "near" : "fill";
   const node = svg("svg", { viewBox: "0 0 100 4", preserveAspectRatio: "none", role: "img", "aria-label": label });
-  node.append(svg("rect", { class: "track", width: 100, height: 4, rx: 1 }));
-  node.append(svg("rect", { class: kind, width: Math.max(0, Math.min(1, share)) * 100, height: 4, rx: 1 }));
+  node.append(svg("rect", { class: "track", width: 100, height: 4 }));
+  node.append(svg("rect", { class: kind, width: Math.max(0, Math.min(1, share)) * 100, height: 4 }));
   return node;
 }

@@ -66,6 +66,7 @@ function look(now) {
   }
   before = { at, totals };
   showPills(now);
+  byId("sync").hidden = !now.billing;
   if (!byId("overview").hidden) showOverview(now);
 }
 
@@ -111,7 +112,9 @@ function buildOverview() {
       el("section", { class: "card", "aria-labelledby": "near" }, el("h2", { id: "near" }, "Nearest their limits"), el("ul", { class: "bars", id: "near-list" })),
       el("section", { class: "card", "aria-labelledby": "inside" }, el("h2", { id: "inside" }, "Inside this gateway"), el("dl", { class: "facts", id: "facts" }))),
     el("section", { class: "card", id: "policies", hidden: true, "aria-labelledby": "rules" }, el("h2", { id: "rules" }, "Policies in force"), el("div", { class: "scroll", id: "policy-table", tabindex: "0" })),
-    el("section", { class: "card", "aria-labelledby": "events" }, el("h2", { id: "events" }, "Events from Stripe"), el("div", { class: "scroll", id: "event-table", tabindex: "0" })),
+    el("section", { class: "card", "aria-labelledby": "events" },
+      el("div", { class: "head" }, el("h2", { id: "events" }, "Events from Stripe"), el("button", { class: "small", id: "sync", onclick: syncWithStripe }, "Read from Stripe again")),
+      el("p", { class: "told", id: "sync-told", role: "status" }), el("div", { class: "scroll", id: "event-table", tabindex: "0" })),
   );
   const chart = document.querySelector("#overview section svg");
   chart.id = "chart";
@@ -137,7 +140,7 @@ function showOverview(now) {
     ["Charged, written", short(ledger.written)], ["Charged, dropped", short(ledger.dropped), ledger.dropped > 0],
     ["Holds open", short(now.holds_open)], ["Clients connected", short(now.connections)],
     ["To the service", `${short(upstream.busy)} busy of ${short(upstream.open)}`], ["Calls that wait", short(upstream.waiting), upstream.waiting > 0],
-    ["Event loop, p99", `${milliseconds(delay)} ms`, delay > 0.05], ["Shadow would refuse", short(now.shadow)],
+    ["Event loop, p99", `${milliseconds(delay)} ms`, delay > 0.05], ["Passed in shadow", short(now.shadow)],
     ["Version", now.about.version], ["Policies", versions.length > 1 ? `${versions.length} versions` : (versions[0]?.slice(0, 8) ?? "–"), versions.length > 1],
   ]);
 }
@@ -186,16 +189,36 @@ async function slowly() {
 }
 
 async function showPolicies() {
-  const answer = await fetch("/policies").catch(() => null);
-  if (!answer?.ok) return;
-  const { version, policies } = await answer.json();
-  if (!Array.isArray(policies)) return;
-  const shown = (value) => typeof value === "string" ? value : JSON.stringify(value);
+  const [rules, { history: loadings }] = await Promise.all([ask("/policies"), ask("/policies/history")]);
   byId("policies").hidden = false;
-  byId("rules").textContent = `Policies in force · ${version}`;
-  byId("policy-table").replaceChildren(table(["Policy", "Path", "Mode", "Cost", "Rate limits"], policies.map((one) => [
-    one.name, { mono: one.path ?? shown(one.match) }, one.mode, shown(one.cost ?? "–"),
-    (one.rate_limits ?? []).map((limit) => `${limit.name}: ${limit.limit}`).join(", ") || "none"]), "None: everything is passed on untouched."));
+  byId("rules").textContent = `Policies in force · ${rules.version.slice(0, 8)} · ${rules.loaded_by}, ${when(rules.loaded_at)}`;
+  const cost = (one) => [one.fixed_cents && `${one.fixed_cents} cents`, ...(one.measured ?? [])].filter(Boolean).join(" + ");
+  const limit = ([name, one]) => `${name}: ${one.limit}${one.window ? ` in ${one.window}` : ""}`;
+  const changes = (one) => one.problems ? one.problems.join("; ") : one.changes.map((each) => each.key).join(", ") || "nothing";
+  byId("policy-table").replaceChildren(
+    table(["Policy", "Methods", "Path", "Mode", "Cost", "Rate limits"], Object.entries(rules.policies).map(([name, one]) => [
+      name, one.methods.join(", "), { mono: one.path }, one.mode, cost(one.cost), Object.entries(one.rate_limits).map(limit).join("; ") || "none",
+    ]), "None: everything is passed on untouched."),
+    el("h3", { class: "small quiet" }, "Loaded"),
+    table(["When", "By", "Result", "Version", "What changed, or what was wrong"], loadings.map((one) => [
+      when(one.at), one.by, one.result, { mono: one.version.slice(0, 8) }, changes(one)]), "Never."));
+}
+
+async function syncWithStripe(event) {
+  event.target.disabled = true;
+  const told = byId("sync-told");
+  told.className = "told";
+  told.textContent = "Reading from Stripe …";
+  try {
+    const report = await ask("/console/sync", { method: "POST" });
+    told.textContent = `${report.events_missed} missed events handled of ${report.events_seen}, ${report.subscriptions_repaired} subscriptions repaired of ${report.subscriptions_seen}.`;
+    told.classList.add("good");
+    await slowly();
+  } catch (error) {
+    told.textContent = error.message;
+    told.classList.add("bad");
+  }
+  event.target.disabled = false;
 }
 
 // ---- an account
@@ -244,11 +267,35 @@ function buildAccount(view, picture) {
         picture.budgets.length ? el("ul", { class: "bars" }, ...picture.budgets.map((one) => limitLine(one.source === "account"
           ? el("span", {}, `own, ${one.period} `, remove(one)) : el("span", {}, `of the plan, ${one.period}`), one))) : el("p", { class: "quiet" }, "None."),
         el("form", { class: "budget", onsubmit: set }, el("label", {}, "Period", period), el("label", {}, "Cents at most", amount), el("button", { class: "main", type: "submit" }, "Set budget")))),
+    first.explain ? explainer(picture.account) : null,
     el("section", { class: "card" }, el("h2", {}, "Newest charged calls"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Policy", "Status", ">Cents", "Outcome", "Id"],
       picture.casts.map((one) => [when(one.at), one.policy, `${one.status || "none"}`, one.cents, one.outcome, { mono: one.id }]), "None yet."))),
     el("section", { class: "card" }, el("h2", {}, "Events from Stripe"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Event", "Says", "Id"],
       picture.events.map((one) => [when(one.at), one.type, one.status, { mono: one.id }]), "None."))),
   );
+}
+
+// What would become of a call of this account, and why; nothing is called and nothing counted.
+function explainer(account) {
+  const method = el("select", {}, ...["POST", "GET", "PUT", "PATCH", "DELETE"].map((one) => el("option", {}, one)));
+  const path = el("input", { value: "/v1/cast", required: true });
+  const result = el("div", { role: "status" });
+  const show = async (event) => {
+    event.preventDefault();
+    try {
+      const found = await ask("/explain", { method: "POST", body: JSON.stringify({ account, method: method.value, path: path.value }) });
+      const standings = [
+        ...found.budgets.map((one) => [`budget, ${one.period}`, `${one.used_cents} used + ${one.held_cents} held of ${one.limit_cents ?? one.hard_limit_cents} cents`]),
+        ...found.rate_limits.map((one) => [`limit, ${one.name}`, `${one.taken} of ${one.limit}${one.blocks ? ", blocks" : ""}`]),
+        ...found.notes.map((one) => ["note", one]),
+      ];
+      result.replaceChildren(el("p", { class: `told ${found.status ? "bad" : "good"}` }, `${found.verdict}${found.status ? ` ${found.status}` : ""}: ${found.why}`), table(["What", "Standing"], standings, ""));
+    } catch (error) {
+      result.replaceChildren(el("p", { class: "told bad" }, error.message));
+    }
+  };
+  return el("section", { class: "card" }, el("h2", {}, "What would become of a call"),
+    el("form", { class: "budget", onsubmit: show }, el("label", {}, "Method", method), el("label", {}, "Path", path), el("button", { type: "submit" }, "Explain")), result);
 }
 
 function facted(list) {
@@ -312,6 +359,6 @@ document.addEventListener("keydown", (event) => {
 addEventListener("hashchange", () => { route(); byId("content").focus(); });
 route();
 look(first.live);
-if (first.policies) showPolicies();
+if (first.policies) { showPolicies().catch(gone); setInterval(() => showPolicies().catch(gone), 6 * SLOW_SECONDS * 1000); }
 setTimeout(tick, SECONDS * 1000);
 setInterval(() => slowly().catch(gone), SLOW_SECONDS * 1000);
