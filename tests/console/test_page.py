@@ -115,10 +115,10 @@ async def test_an_operator_signs_in_watches_finds_an_account_and_sets_its_budget
     # What is set counts for the next cast; what is removed does not.
     await page.get_by_label("Cents at most").fill("5")
     await page.get_by_role("button", name="Set budget").press("Enter")
-    await expect(page.get_by_role("status").last).to_have_text("The daily budget is 5 cents, from the next call on.")
+    await expect(page.locator("#account > .told")).to_have_text("The daily budget is 5 cents, from the next call on.")
     assert await world.cast() == 402
     await page.get_by_role("button", name="Remove").press("Enter")
-    await expect(page.get_by_role("status").last).to_have_text("The daily budget is gone.")
+    await expect(page.locator("#account > .told")).to_have_text("The daily budget is gone.")
     assert await world.cast() == 200
 
     await page.set_viewport_size({"width": 320, "height": 640})
