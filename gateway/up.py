@@ -296,6 +296,7 @@ class _Up:
             ("set a budget", f"curl {base_url}/v1/budgets {auth} {typed} -d '{budget}'"),
             *(paying if can_pay else ()),
             ("metrics", f"curl {admin_url}/metrics"),
+            ("console", f"{admin_url}/console"),
             ("stop", "Ctrl-C"),
             ("", ""),
         ):
