@@ -21,7 +21,9 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Exemplar
 
+from gateway import exemplars
 from gateway.metrics_file import MetricsFile, NoSpaceError, read_all
 
 COUNTER = "counter"
@@ -285,7 +287,8 @@ def exposition(runtime_dir: Path, accept: str) -> Exposition:
     """As ``render``, in the format that the scraper's ``Accept`` header prefers: text, or OpenMetrics."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Sum(runtime_dir))
+    is_openmetrics = content_type.startswith("application/openmetrics-text")
+    registry.register(_Sum(runtime_dir, exemplars.read_exemplars(runtime_dir) if is_openmetrics else {}))
     return Exposition(body=encode(registry), content_type=content_type)
 
 
@@ -310,14 +313,16 @@ def totals(runtime_dir: Path) -> Totals:
 
 
 class _Sum(Collector):
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, examples: Mapping[str, Mapping[int, exemplars.Exemplar]]) -> None:
         self._runtime_dir = runtime_dir
+        self._examples = examples  # of exemplars.FAMILY, whose one label is the policy
 
     def collect(self) -> Iterator[Metric]:
         scalars, histograms, configurations = _totals(self._runtime_dir)
         for family in _DECLARED:
             if family.kind == HISTOGRAM:
-                yield _histogram_family(family, histograms.get(family.name, {}))
+                examples = self._examples if family.name == exemplars.FAMILY else {}
+                yield _histogram_family(family, histograms.get(family.name, {}), examples)
                 continue
             made = (CounterMetricFamily if family.kind == COUNTER else GaugeMetricFamily)(
                 family.name, family.help, labels=family.labels
@@ -348,15 +353,25 @@ def build_version() -> str:
         return "unknown"
 
 
-def _histogram_family(family: Family, series: Mapping[tuple[str, ...], list[float]]) -> Metric:
+def _histogram_family(
+    family: Family,
+    series: Mapping[tuple[str, ...], list[float]],
+    examples: Mapping[str, Mapping[int, exemplars.Exemplar]],
+) -> Metric:
     made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     names = [*(_bound_text(bound) for bound in family.bounds), "+Inf"]
     for values, words in sorted(series.items()):
-        buckets: list[tuple[str, float]] = []
+        of_series = examples.get(values[0], {}) if values else {}
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
         seen = 0.0
-        for name, word in zip(names, words, strict=False):
+        for place, (name, word) in enumerate(zip(names, words, strict=False)):
             seen += word
-            buckets.append((name, seen))
+            example = of_series.get(place)
+            if example is None:
+                buckets.append((name, seen))
+            else:
+                shown = Exemplar({"request_id": example.request_id}, example.value, example.at_s)
+                buckets.append((name, seen, shown))
         made.add_metric(values, buckets, words[-1])
     return made
 

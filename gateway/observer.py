@@ -22,6 +22,7 @@ from gateway.relay.observed import STAGES, Observation, ObservedExchange
 
 if TYPE_CHECKING:
     from gateway.config import Settings
+    from gateway.exemplars import Exemplars
     from gateway.metrics import Metrics
     from gateway.otlp import Spans
     from gateway.relay.client import ClientConnection
@@ -42,11 +43,14 @@ _log = structlog.get_logger()
 class Observer:
     """One worker's sample."""
 
-    def __init__(self, settings: "Settings", metrics: "Metrics", spans: "Spans | None") -> None:
+    def __init__(
+        self, settings: "Settings", metrics: "Metrics", spans: "Spans | None", examples: "Exemplars | None" = None
+    ) -> None:
         self._stage_rate = settings.metrics.stage_sample
         self._line_rate = settings.log.request_sample
         self._span_rate = settings.traces.sample if spans is not None else 0.0
         self._spans = spans
+        self._examples = examples
         self._stages = {
             stage: metrics.histogram("castgate_stage_duration_seconds", stage=stage)
             for stage in (STAGES if self._stage_rate else ())
@@ -59,11 +63,13 @@ class Observer:
         self._waiting: deque[Observation] = deque()
 
     @classmethod
-    def of(cls, settings: "Settings", metrics: "Metrics", spans: "Spans | None") -> "Observer | None":
+    def of(
+        cls, settings: "Settings", metrics: "Metrics", spans: "Spans | None", examples: "Exemplars | None" = None
+    ) -> "Observer | None":
         """The observer of ``config.yaml``; None where it says that nothing is watched."""
         if spans is None and not settings.metrics.stage_sample and not settings.log.request_sample:
             return None
-        return cls(settings, metrics, spans)
+        return cls(settings, metrics, spans, examples)
 
     def _gap(self) -> int:
         """How many requests go unwatched until the next one that is: as often as if each were drawn."""
@@ -96,6 +102,8 @@ class Observer:
             histogram = self._stages.get(stage)
             if histogram is not None:
                 histogram.observe(end_s - begin_s)
+        if self._examples is not None and observation.policy is not None and observation.answered_by == "upstream":
+            self._examples.note(observation.policy, observation.duration_s, observation.request_id)
         if observation.trace is not None and self._spans is not None:
             self._spans.add(observation)
         if observation.logged:
@@ -108,6 +116,8 @@ class Observer:
         """Writes what waits, until it is cancelled; ``close`` writes the rest."""
         while True:
             await asyncio.sleep(WRITE_INTERVAL_S)
+            if self._examples is not None:
+                self._examples.write()
             while self._waiting:
                 self._write(LINES_AT_ONCE)
                 await asyncio.sleep(0)

@@ -26,13 +26,14 @@ from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
 from gateway.config import ConfigError, Loaded, Settings, load
 from gateway.database import Database, StoreError
+from gateway.exemplars import Exemplars
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
 from gateway.hosted.services import Services
 from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
-from gateway.metrics import Metrics, exposition
+from gateway.metrics import FAMILIES, Metrics, exposition
 from gateway.observer import Observer
 from gateway.otlp import Spans
 from gateway.payments import Payments
@@ -111,7 +112,10 @@ class Worker:
         self._hosted = HostedServer(self._services(), self._tasks)
         self._relay = self._new_relay()
         self._spans = Spans.of(settings.traces, self._metrics)
-        self._observer = Observer.of(settings, self._metrics, self._spans)
+        examples = Exemplars(
+            Path(parameters.runtime_dir), f"worker-{parameters.index}", FAMILIES["spell_cast_duration_seconds"].bounds
+        )
+        self._observer = Observer.of(settings, self._metrics, self._spans, examples)
         if self._observer is not None:
             self._relay.new_exchange = self._observer.exchange
         self._server: asyncio.Server | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gateway.embedded import free_port
 from tests.gateways import RunningGateway, migrated, running_gateway
@@ -130,6 +131,23 @@ async def test_each_request_has_one_line_that_says_all_of_it_and_no_secret(world
     assert (await world.ask("POST", "/v1/cast", **{"X-Request-Id": "nobody", "Authorization": "Bearer x"}))[0] == 401
     nobody = await world.line("nobody")
     assert (nobody["verdict"], nobody["status"]) == ("unidentified", 401)
+
+    # The id is on the latency, for who asks in OpenMetrics; and only there.
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0"}
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            async with world.session.get(f"{world.gateway.admin_url}/metrics", headers=accept) as answer:
+                told = await answer.text()
+            if '# {request_id="nobody"}' in told:
+                break
+            await asyncio.sleep(0.05)
+    families = {family.name: family for family in text_string_to_metric_families(told)}
+    examples = [sample.exemplar for sample in families["spell_cast_duration_seconds"].samples if sample.exemplar]
+    assert {one.labels["request_id"] for one in examples} <= {"a-cast", "a-second", "nobody"}
+    for sample in families["spell_cast_duration_seconds"].samples:
+        if sample.exemplar:
+            assert sample.exemplar.value <= float(sample.labels["le"])
+    assert "request_id" not in world.gateway.metrics()
 
     for text in world.gateway.log:
         assert key not in text
