@@ -108,9 +108,15 @@ class ObservedExchange(Exchange):
         if self._state == CONNECTING:
             self._passed("connect")
         trace = self._observation.trace
-        if trace is not None:
-            self.request.lines = forwarded(self.request.lines, trace)
+        if trace is None:
+            super().connected(upstream)
+            return
+        # The next request with the same head is this very object: it gets its own lines back.
+        request = self.request
+        lines, head = request.lines, request.forwarded_head
+        request.lines, request.forwarded_head = forwarded(lines, trace), b""
         super().connected(upstream)
+        request.lines, request.forwarded_head = lines, head
 
     def answer_arrived(self, upstream: "UpstreamConnection") -> None:
         if upstream.head_done and "first_byte" not in self._observation.stages:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,6 +175,16 @@ async def test_a_traceparent_is_honoured_and_passed_on(world: World) -> None:
     assert attributes(server)["http.response.status_code"] == "200"
     assert (await world.line("traced"))["trace_id"] == TRACE
     assert world.asked_with == {f"Bearer {COLLECTOR_TOKEN}"}
+
+    # The same bytes again on the same connection, which the relay does not parse again, are a call of their own.
+    again = {**headers, "X-Request-Id": "again"}
+    sent = [re.findall(r"00-\w+-(\w+)-01", (await world.ask("GET", "/v1/echo", **again))[1]) for _ in range(3)]
+    assert [len(ids) for ids in sent] == [1, 1, 1]
+    assert len({ids[0] for ids in sent}) == 3
+    spans = [
+        span for span in await world.spans_of("again", 8) if attributes(span).get("castgate.request_id") == "again"
+    ]
+    assert {span["parentSpanId"] for span in spans} == {SPAN}
 
     # The caller's "no" is honoured too: the field passes as it came. As it does where none came: the sample is 0.
     unsampled = field_value[:-1] + "0"
