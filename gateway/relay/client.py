@@ -135,9 +135,10 @@ class ClientConnection(asyncio.Protocol):
             return False
         request = self._last
         assert request is not None
+        request.body.clear()  # that of a call which was refused was sent to nobody
         if len(data) > len(head):
             request.body.append(data[len(head) :])
-            request.body_bytes = len(data) - len(head)
+        request.body_bytes = len(data) - len(head)
         self._requests.append(request)
         return True
 
