@@ -1,19 +1,30 @@
 """The admin listener: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz`` for whoever keeps the gateway running.
 
+Where ``admin.token`` is set, every path asks for it (``Authorization: Bearer …``), also one that is not there; but for
+those of ``admin.open_paths``, as not every scraper and probe can carry one.
+
 It lives in the supervisor, so it answers while workers start, die and drain. A lost store makes the gateway degraded,
 not unready: casts go on without it, and taking every replica out of service for one dead database would stop them all.
 """
 
+import hmac
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.metrics import exposition, gauge_values
 
-# A question that is asked here is one call's head.
+if TYPE_CHECKING:
+    from gateway.config.settings import Admin
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+LetsIn = Callable[[web.Request], bool]
+# A question that is asked here is one call's head, or a budget.
 _BODY_BYTES_MAX = 64 * 1024
 _NO_STORE = {"Cache-Control": "no-store"}
 _STATUS_KEY: web.AppKey[Callable[[], "Status"]] = web.AppKey("status")
@@ -35,9 +46,13 @@ async def serve_admin(
     status: Callable[[], Status],
     runtime_dir: Path,
     routes: Iterable[web.AbstractRouteDef] = (),
+    *,
+    settings: "Admin",
+    lets_in: LetsIn = lambda _: False,
 ) -> web.AppRunner:
     """Serve on a listening socket until the runner's ``cleanup``; ``routes`` beside our own."""
-    app = make_app(status, runtime_dir, routes)
+    token = settings.token.get_secret_value() if settings.token else None
+    app = make_app(status, runtime_dir, routes, token=token, open_paths=settings.open_paths, lets_in=lets_in)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0)
     await runner.setup()
     await web.SockSite(runner, listener).start()
@@ -45,10 +60,17 @@ async def serve_admin(
 
 
 def make_app(
-    status: Callable[[], Status], runtime_dir: Path, routes: Iterable[web.AbstractRouteDef] = ()
+    status: Callable[[], Status],
+    runtime_dir: Path,
+    routes: Iterable[web.AbstractRouteDef] = (),
+    *,
+    token: str | None = None,
+    open_paths: Collection[str] = (),
+    lets_in: LetsIn = lambda _: False,
 ) -> web.Application:
-    """The application alone."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=_BODY_BYTES_MAX)
+    """The application alone; ``token`` None lets everybody in, as ``lets_in`` does who has no token to show."""
+    doors = [_door(token, open_paths, lets_in)] if token is not None else []
+    app = web.Application(middlewares=[*doors, _errors_as_json], client_max_size=_BODY_BYTES_MAX)
     app[_STATUS_KEY] = status
     app[_RUNTIME_DIR_KEY] = runtime_dir
     app.router.add_get("/metrics", _metrics)
@@ -96,10 +118,25 @@ def _listed(methods: Iterable[str]) -> str:
     return " and ".join(sorted(methods))
 
 
+def _door(token: str, open_paths: Collection[str], lets_in: LetsIn) -> Middleware:
+    wanted = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def let_in(request: web.Request, handler: Handler) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if request.path in open_paths or hmac.compare_digest(shown, wanted) or lets_in(request):
+            return await handler(request)
+        return web.json_response(
+            {"error": "unauthorized", "message": "This listener asks for the admin token (Authorization: Bearer …)."},
+            status=401,
+            headers={"WWW-Authenticate": "Bearer", **_NO_STORE},
+        )
+
+    return let_in
+
+
 @web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:

@@ -36,13 +36,13 @@ async def sync_from_command(loaded: Loaded) -> Report:
             database=database,
             payments=payments,
             rules=lambda: loaded.rules,
-            tell=_teller(settings.redis),
+            tell=teller(settings.redis),
             grace_days=settings.billing.grace_days,
         )
         return await sync(billing)
 
 
-def _teller(settings: Redis) -> Callable[[str, int], Awaitable[None]]:
+def teller(settings: Redis) -> Callable[[str, int], Awaitable[None]]:
     """Makes a facts version known to every replica, as admission does in a worker.
 
     Where Redis is away they read facts anew within ``accounts.facts_ttl``.

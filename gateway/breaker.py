@@ -106,6 +106,7 @@ def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]
     """
     up = metrics.gauge("castgate_store_up", store=store)
     up.set(1)
+    not_closed = metrics.gauge("castgate_breakers_open", store=store)
     lost = 0
 
     def changed(before: str, after: str, reason: str) -> None:
@@ -113,10 +114,12 @@ def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]
         if before == CLOSED:
             lost += 1
             up.set(0)
+            not_closed.set(lost)
             _log.warning("store_lost", store=store, reason=reason)
         elif after == CLOSED:
             lost -= 1
             up.set(lost == 0)
+            not_closed.set(lost)
             _log.warning("store_back", store=store)
         elif after == OPEN:
             _log.debug("store_still_lost", store=store, reason=reason)

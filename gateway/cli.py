@@ -127,7 +127,9 @@ def check(config: Path, against: str | None) -> None:
     except ConfigError as error:
         _fail(str(error))
     try:
-        lines = summary(loaded) if against is None else differences(loaded.rules, against)
+        token = loaded.settings.admin.token
+        secret = None if token is None else token.get_secret_value()
+        lines = summary(loaded) if against is None else differences(loaded.rules, against, secret)
     except NoAnswerError as error:
         _fail(f"castgate: {error}")
     for line in lines:

@@ -21,7 +21,9 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Exemplar
 
+from gateway import exemplars
 from gateway.metrics_file import MetricsFile, NoSpaceError, read_all
 
 COUNTER = "counter"
@@ -85,7 +87,17 @@ _DECLARED = (
     _counter("castgate_cost_over_hold_total", "Calls that turned out dearer than what was held for them.", "policy"),
     _gauge("castgate_connections_open", "Client connections open."),
     _gauge("castgate_upstream_connections", "Connections to the upstream that are open."),
+    _gauge("castgate_upstream_connections_busy", "Connections to the upstream that carry a call."),
+    _gauge("castgate_upstream_connections_max", "Connections to the upstream that there may be."),
+    _gauge("castgate_upstream_waiting", "Calls that wait for a connection to the upstream."),
     _counter("castgate_upstream_errors_total", "Calls that the upstream failed, by reason.", "reason"),
+    _histogram(
+        "castgate_stage_duration_seconds",
+        "Time that a call was in a stage (identify, admit, connect, first_byte, answer); of a sample of calls.",
+        "stage",
+    ),
+    _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped: too many waited."),
+    _counter("castgate_traces_total", "Requests whose spans were sent, dropped or failed.", "result"),
     # Identify.
     _counter("castgate_identify_total", "Lookups, by result (hit, negative, miss, unknown, stale, error).", "result"),
     _gauge("castgate_identify_cache_entries", "Credentials kept in the cache."),
@@ -105,14 +117,19 @@ _DECLARED = (
     _histogram("castgate_ledger_flush_duration_seconds", "Time of one ledger transaction."),
     _histogram("castgate_ledger_batch_size", "Events written by one ledger transaction.", bounds=BATCH_BOUNDS),
     _counter("castgate_ledger_failures_total", "Ledger writes that failed, by what failed.", "reason"),
+    _gauge("castgate_ledger_lag_seconds", "For how long events have waited and none was written.", merge="max"),
     # Billing.
     _gauge("castgate_billing_enabled", "1 if billing is on, else 0.", merge="max"),
     _counter("castgate_billing_requests_total", "Calls for a checkout or portal page, by result.", "page", "result"),
     _counter("castgate_billing_syncs_total", "Re-readings of all subscriptions, by result (ok, error).", "result"),
     # Stores and processes.
     _gauge("castgate_store_up", "1 if the store answers every worker that asked it, else 0.", "store", merge="min"),
+    _gauge("castgate_breakers_open", "Circuit breakers that are not closed.", "store"),
+    _gauge("castgate_database_pool_max", "Postgres connections that the pools may have."),
     _counter("castgate_store_errors_total", "Calls to a store that failed.", "store", "reason"),
+    _gauge("castgate_workers_wanted", "Workers that there should be.", merge="max"),
     _gauge("castgate_workers_ready", "Workers that are ready to serve.", merge="max"),
+    _histogram("castgate_event_loop_delay_seconds", "How late a worker was woken, looked at four times a second."),
     _counter("castgate_worker_restarts_total", "Workers started again, by why (exit, signal, replace).", "reason"),
     _counter("castgate_config_reloads_total", "Reloads of the configuration (ok, rejected, failed).", "result"),
     _counter("castgate_metrics_series_dropped_total", "Series not stored because a process has too many."),
@@ -272,7 +289,8 @@ def exposition(runtime_dir: Path, accept: str) -> Exposition:
     """As ``render``, in the format that the scraper's ``Accept`` header prefers: text, or OpenMetrics."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Sum(runtime_dir))
+    is_openmetrics = content_type.startswith("application/openmetrics-text")
+    registry.register(_Sum(runtime_dir, exemplars.read_exemplars(runtime_dir) if is_openmetrics else {}))
     return Exposition(body=encode(registry), content_type=content_type)
 
 
@@ -281,15 +299,32 @@ def gauge_values(runtime_dir: Path, name: str) -> dict[tuple[str, ...], float]:
     return _totals(runtime_dir)[0].get(name, {})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """All metrics by name and label values; a histogram as its buckets (not cumulated), +Inf, and the sum."""
+
+    scalars: Mapping[str, Mapping[tuple[str, ...], float]]
+    histograms: Mapping[str, Mapping[tuple[str, ...], list[float]]]
+    configurations: Mapping[str, int]  # version -> processes that run it
+
+
+def totals(runtime_dir: Path) -> Totals:
+    """What a scrape would say, as numbers."""
+    scalars, histograms, configurations = _totals(runtime_dir)
+    return Totals(scalars=scalars, histograms=histograms, configurations=configurations)
+
+
 class _Sum(Collector):
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, examples: Mapping[str, Mapping[int, exemplars.Exemplar]]) -> None:
         self._runtime_dir = runtime_dir
+        self._examples = examples  # of exemplars.FAMILY, whose one label is the policy
 
     def collect(self) -> Iterator[Metric]:
         scalars, histograms, configurations = _totals(self._runtime_dir)
         for family in _DECLARED:
             if family.kind == HISTOGRAM:
-                yield _histogram_family(family, histograms.get(family.name, {}))
+                examples = self._examples if family.name == exemplars.FAMILY else {}
+                yield _histogram_family(family, histograms.get(family.name, {}), examples)
                 continue
             made = (CounterMetricFamily if family.kind == COUNTER else GaugeMetricFamily)(
                 family.name, family.help, labels=family.labels
@@ -320,15 +355,25 @@ def build_version() -> str:
         return "unknown"
 
 
-def _histogram_family(family: Family, series: Mapping[tuple[str, ...], list[float]]) -> Metric:
+def _histogram_family(
+    family: Family,
+    series: Mapping[tuple[str, ...], list[float]],
+    examples: Mapping[str, Mapping[int, exemplars.Exemplar]],
+) -> Metric:
     made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     names = [*(_bound_text(bound) for bound in family.bounds), "+Inf"]
     for values, words in sorted(series.items()):
-        buckets: list[tuple[str, float]] = []
+        of_series = examples.get(values[0], {}) if values else {}
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
         seen = 0.0
-        for name, word in zip(names, words, strict=False):
+        for place, (name, word) in enumerate(zip(names, words, strict=False)):
             seen += word
-            buckets.append((name, seen))
+            example = of_series.get(place)
+            if example is None:
+                buckets.append((name, seen))
+            else:
+                shown = Exemplar({"request_id": example.request_id}, example.value, example.at_s)
+                buckets.append((name, seen, shown))
         made.add_metric(values, buckets, words[-1])
     return made
 

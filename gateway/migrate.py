@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import socket
+import sysconfig
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ class Migration:
 
 
 def default_folder() -> Path:
-    """``migrations/`` beside the package (a checkout, the container image), else in the current folder."""
+    """``migrations/`` beside the package (a checkout), else what was installed with it, else in the current folder."""
     beside = Path(__file__).resolve().parent.parent / "migrations"
-    return beside if beside.is_dir() else Path("migrations")
+    installed = Path(sysconfig.get_path("data"), "share", "castgate", "migrations")  # pyproject.toml, data-files
+    return next((folder for folder in (beside, installed) if folder.is_dir()), Path("migrations"))
 
 
 def read_migrations(folder: Path) -> tuple[Migration, ...]:

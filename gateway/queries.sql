@@ -230,3 +230,70 @@ RETURNING leased_until;
 -- name: stripe_sync_done
 -- Billing: gives the right back, but not before $1 seconds from now.
 UPDATE stripe_sync SET leased_until = now() + make_interval(secs => $1);
+
+-- name: console_near_limits
+-- Console: the accounts that have used most of a limit (own budget or plan's ceiling) in a window that is open, each with
+-- its nearest one: $1 to $5 are the plans' ceilings (plan, period, zone, week start, microcents), $6 the default plan, $7
+-- how many. Reads every open window: for people who look, not for calls.
+SELECT * FROM (SELECT DISTINCT ON (counter.account_id) counter.account_id, counter.period, counter.used_microcents,
+       lowest.microcents AS limit_microcents, nullif(counter.window_end, 'infinity') AS resets_at, holder.plan
+FROM usage_counters AS counter
+LEFT JOIN billing_accounts AS billing USING (account_id)
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN billing.plan_until <= now() THEN $6::text ELSE coalesce(billing.plan, $6) END AS plan
+) AS holder
+CROSS JOIN LATERAL (
+    SELECT min(microcents) AS microcents FROM (
+        SELECT own.hard_limit_microcents AS microcents FROM budgets AS own
+        WHERE own.account_id = counter.account_id AND own.period = counter.period
+          AND own.time_zone = counter.time_zone AND own.week_start = counter.week_start
+        UNION ALL
+        SELECT ceiling.microcents
+        FROM unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::bigint[])
+             AS ceiling(plan, period, time_zone, week_start, microcents)
+        WHERE ceiling.plan = holder.plan AND ceiling.period = counter.period
+          AND ceiling.time_zone = counter.time_zone AND ceiling.week_start = counter.week_start
+    ) AS limits
+) AS lowest
+WHERE counter.window_end > now() AND lowest.microcents > 0
+ORDER BY counter.account_id, counter.used_microcents::float8 / lowest.microcents DESC
+) AS nearest
+ORDER BY used_microcents::float8 / limit_microcents DESC, account_id
+LIMIT $7;
+
+-- name: console_search
+-- Console: accounts whose id begins with $1 (a LIKE pattern, escaped), at most $2.
+SELECT account_id FROM (
+    SELECT account_id FROM billing_accounts WHERE account_id LIKE $1
+    UNION SELECT account_id FROM budgets WHERE account_id LIKE $1
+    UNION SELECT account_id FROM usage_counters WHERE account_id LIKE $1
+) AS found
+ORDER BY account_id LIMIT $2;
+
+-- name: console_account
+-- Console: where an account's ($1) billing stands; one row, also for one that we have never seen.
+SELECT billing.plan, billing.status, billing.plan_until, billing.stripe_customer_id, billing.stripe_subscription_id,
+       coalesce(billing.facts_version, 0) AS facts_version
+FROM (VALUES ($1::text)) AS asked(account_id) LEFT JOIN billing_accounts AS billing USING (account_id);
+
+-- name: console_days
+-- Console: calls and cost of an account ($1) by day (UTC), the last 30 of them.
+SELECT day::date AS day, coalesce(sum(event.calls), 0)::bigint AS calls, coalesce(sum(event.microcents), 0)::bigint AS microcents
+FROM generate_series(date_trunc('day', now() AT TIME ZONE 'UTC') - interval '29 days',
+                     date_trunc('day', now() AT TIME ZONE 'UTC'), interval '1 day') AS day
+LEFT JOIN LATERAL (
+    SELECT count(*) AS calls, sum(cost_microcents) AS microcents FROM usage_events
+    WHERE account_id = $1 AND occurred_at >= day AT TIME ZONE 'UTC'
+      AND occurred_at < (day + interval '1 day') AT TIME ZONE 'UTC'
+) AS event ON true
+GROUP BY day ORDER BY day;
+
+-- name: console_casts
+-- Console: an account's ($1) newest charged calls, at most $2.
+SELECT id, occurred_at, policy, cost_microcents, upstream_status, outcome, cast_id, request_id
+FROM usage_events WHERE account_id = $1 ORDER BY occurred_at DESC LIMIT $2;
+
+-- name: console_events
+-- Console: the newest events from Stripe, of an account ($1) or, where that is NULL, of all; at most $2.
+SELECT id, type, created_s, account_id, status FROM stripe_events
+WHERE $1::text IS NULL OR account_id = $1 ORDER BY created_s DESC, id LIMIT $2;

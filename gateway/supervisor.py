@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,9 @@ import structlog
 from gateway.admin import Status, serve_admin
 from gateway.admin_policies import policy_routes
 from gateway.config import Loaded
+from gateway.console.app import Console, opened
 from gateway.listening import listen, url_of
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, build_version
 from gateway.reloading import Reloading
 from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks
@@ -133,8 +134,16 @@ class Supervisor:
                 workers=self._processes,
             )
             self._ready_gauge = self._metrics.gauge("castgate_workers_ready")
-            routes = policy_routes(lambda: self._reloading)
-            admin = await serve_admin(self._admin_listener, self._status, self._runtime_dir, routes)
+            self._metrics.gauge("castgate_workers_wanted").set(len(self._slots))
+            console = await cleanup.enter_async_context(self._console())
+            admin = await serve_admin(
+                self._admin_listener,
+                self._status,
+                self._runtime_dir,
+                (*console.routes(), *policy_routes(lambda: self._reloading)),
+                settings=self._first.settings.admin,
+                lets_in=console.lets_in,
+            )
             cleanup.push_async_callback(admin.cleanup)
             self._handle_signals()
             for slot in self._slots:
@@ -145,6 +154,19 @@ class Supervisor:
         if self._fault:
             raise NotStartedError(self._fault)
         return EXIT_AT_ONCE if self._at_once else EXIT_STOPPED
+
+    def _console(self) -> AbstractAsyncContextManager[Console]:
+        def about() -> dict[str, object]:
+            status = self._status()
+            workers = {"ready": status.workers_ready, "alive": status.workers_alive, "wanted": status.workers_wanted}
+            return {"version": build_version(), "draining": status.draining, "workers": workers}
+
+        return opened(
+            loaded=lambda: self._reloading.loaded,
+            metrics=self._metrics,
+            runtime_dir=self._runtime_dir,
+            about=about,
+        )
 
     def _status(self) -> Status:
         return Status(

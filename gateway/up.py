@@ -213,8 +213,9 @@ class _Up:
             if stripe.starts_stub:
                 self._await_stub(STRIPE, "stripe_stub")
             step.detail = stripe.detail
+        token = self._environment.get("ADMIN_TOKEN", "").strip()
         with self._progress.step("gateway") as step:
-            self._children.wait_until("gateway", lambda: _all_workers_are_ready(admin_url))
+            self._children.wait_until("gateway", lambda: _all_workers_are_ready(admin_url, token))
             step.detail = base_url
         return stripe
 
@@ -295,6 +296,7 @@ class _Up:
             ("set a budget", f"curl {base_url}/v1/budgets {auth} {typed} -d '{budget}'"),
             *(paying if can_pay else ()),
             ("metrics", f"curl {admin_url}/metrics"),
+            ("console", f"{admin_url}/console"),
             ("stop", "Ctrl-C"),
             ("", ""),
         ):
@@ -308,11 +310,11 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _all_workers_are_ready(admin_url: str) -> bool:
+def _all_workers_are_ready(admin_url: str, token: str) -> bool:
     parts = urlsplit(admin_url)
     connection = http.client.HTTPConnection(parts.hostname or HOST, parts.port, timeout=PROBE_TIMEOUT_S)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", "/readyz", headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         workers = json.loads(answer.read())["workers"]
         return answer.status == http.client.OK and bool(workers["ready"] == workers["wanted"])

@@ -26,13 +26,16 @@ from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
 from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
+from gateway.exemplars import Exemplars
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
 from gateway.hosted.services import Services
 from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
-from gateway.metrics import Metrics, exposition
+from gateway.metrics import FAMILIES, Metrics, exposition
+from gateway.observer import Observer
+from gateway.otlp import Spans
 from gateway.payments import Payments
 from gateway.policy.routes import RouteTable
 from gateway.policy.rules import Rules
@@ -42,6 +45,7 @@ from gateway.relay.counters import wall_clock_ms
 from gateway.relay.relay import Limits, Relay
 from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
+from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
 _HOSTED_CONNECTIONS_MAX = 64
@@ -111,6 +115,13 @@ class Worker:
         self._billing = self._new_billing(self._payments) if self._payments else None
         self._hosted = HostedServer(self._services(), self._tasks)
         self._relay = self._new_relay()
+        self._spans = Spans.of(settings.traces, self._metrics)
+        examples = Exemplars(
+            Path(parameters.runtime_dir), f"worker-{parameters.index}", FAMILIES["spell_cast_duration_seconds"].bounds
+        )
+        self._observer = Observer.of(settings, self._metrics, self._spans, examples)
+        if self._observer is not None:
+            self._relay.new_exchange = self._observer.exchange
         self._server: asyncio.Server | None = None
 
     def _current_rules(self) -> Rules:
@@ -182,6 +193,12 @@ class Worker:
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("database.probe", self._probe_database())
+        if self._observer is not None:
+            self._tasks.start("observer.write", self._observer.write_forever())
+        if self._spans is not None:
+            self._tasks.start("spans.send", self._spans.send_forever())
+        vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
+        self._tasks.start("vitals", vitals.watch_forever())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
@@ -234,6 +251,10 @@ class Worker:
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
         await self._tasks.drain(0)
+        if self._observer is not None:
+            self._observer.close()
+        if self._spans is not None:
+            await self._spans.close()
         if self._payments is not None:
             await self._payments.close()
         await self._database.close()

@@ -172,7 +172,7 @@ def text(what: str, pattern: str = r".+", length_max: int = 255) -> Kind:
     return Kind(read, schema=or_variable(pattern))
 
 
-def secret(what: str, refused_prefixes: Mapping[str, str]) -> Kind:
+def secret(what: str, refused_prefixes: Mapping[str, str], *, length_min: int = 1) -> Kind:
     """Text without spaces that is never shown, or None where it is blank.
 
     ``refused_prefixes`` are beginnings by which another kind of secret is told, and what that kind is called.
@@ -194,6 +194,8 @@ def secret(what: str, refused_prefixes: Mapping[str, str]) -> Kind:
             or " " in stripped
         ):
             raise mistake(f"expected {what}, found one with spaces or other characters that no key has")
+        if 0 < len(stripped) < length_min:
+            raise mistake(f"expected {what}, found one of {len(stripped)}")
         return stripped or None
 
     return Kind(read, schema={})
@@ -299,6 +301,18 @@ def statuses() -> Kind:
         return frozenset(read_status(status) for status in value)
 
     return Kind(read, schema={"type": "array", "minItems": 1, "items": whole(100, 599).schema})
+
+
+def share() -> Kind:
+    """A share of something, from 0 to 1."""
+
+    def read(value: object) -> float:
+        text = _text_of(value) if isinstance(value, str) else str(value)
+        if text is None or _NUMBER.fullmatch(text) is None or not 0 <= float(text) <= 1:
+            raise expected("a share from 0 to 1", value)
+        return float(text)
+
+    return Kind(read, schema={"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, or_variable("[0-9.]+")]})
 
 
 def time_zone() -> Kind:

@@ -5,8 +5,9 @@ Every limit has a default here and its reason beside it. In YAML a key has no un
 """
 
 import os
+from ipaddress import ip_address
 from typing import Annotated, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
@@ -19,6 +20,7 @@ from gateway.config.scalars import (
     optional,
     reader_of,
     secret,
+    share,
     size_bytes,
     text,
     url,
@@ -47,10 +49,12 @@ StripeWebhookSecret = Annotated[
     SecretStr | None,
     secret(_STRIPE_WEBHOOK, {"pk_": "a publishable key", "sk_": "a secret key", "rk_": "a restricted key"}),
 ]
+AdminToken = Annotated[SecretStr | None, secret("a token of at least 16 characters", {}, length_min=16)]
 HashName = Literal["sha256_hex", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 Flag = Annotated[bool, flag()]
+Share = Annotated[float, share()]
 
 
 def _cores() -> int:
@@ -67,6 +71,19 @@ def _workers() -> BeforeValidator:
         if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
             raise expected(f"auto or an integer of 1 to {WORKERS_MAX}", value)
         return int(read_count(value))
+
+    return BeforeValidator(read)
+
+
+def _open_paths() -> BeforeValidator:
+    known = ("/metrics", "/healthz", "/readyz")
+
+    def read(value: object) -> tuple[str, ...]:
+        listed = value.split(",") if isinstance(value, str) else value or []
+        paths = [str(path).strip() for path in listed] if isinstance(listed, list) else ["?"]
+        if not all(path in known for path in paths if path):
+            raise expected(f"some of {', '.join(known)}", value)
+        return tuple(path for path in paths if path)
 
     return BeforeValidator(read)
 
@@ -92,6 +109,14 @@ def _origin() -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on ``host``."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 _RETURN_URL = _return_url()
 
 
@@ -106,10 +131,14 @@ class Listen(Section):
 
 
 class Admin(Section):
-    """Where Prometheus and operators connect; nobody is asked who they are there."""
+    """Where Prometheus and operators connect."""
 
     host: Host = "127.0.0.1"
     port: Port = 9090
+    # Asked for by every path; without one the listener must stay on loopback.
+    token: AdminToken = None
+    # Answered without the token all the same, for scrapers and probes that cannot carry one.
+    open_paths: Annotated[tuple[str, ...], _open_paths()] = ()
 
 
 class Upstream(Section):
@@ -284,6 +313,8 @@ class Metrics(Section):
     """Who may read ``/metrics``; the admin listener always serves it."""
 
     public: Flag = False  # whether the public listener serves it too
+    # The share of requests whose stages are timed (castgate_stage_duration_seconds): enough for quantiles.
+    stage_sample: Share = 0.01
 
 
 class Log(Section):
@@ -291,6 +322,25 @@ class Log(Section):
 
     level: Annotated[LogLevel, choice(*get_args(LogLevel))] = "info"
     format: Annotated[LogFormat, choice(*get_args(LogFormat))] = "json"
+    # The share of requests that have a line of their own: about 60 µs of a worker each.
+    request_sample: Share = 0.0
+
+
+class Traces(Section):
+    """Spans for an OpenTelemetry collector; off where none is named."""
+
+    endpoint: Annotated[str | None, optional(url("an http or https URL", "http", "https"))] = None
+    # Of requests that bring no traceparent; one that does is traced where its caller says so.
+    sample: Share = 0.01
+    # name=value, several separated by commas: what the collector asks for, such as an Authorization.
+    headers: Annotated[SecretStr | None, secret("headers such as name=value,other=value", {})] = None
+
+    @property
+    def header_fields(self) -> dict[str, str]:
+        """``headers`` by name."""
+        listed = self.headers.get_secret_value() if self.headers else ""
+        pairs = (pair.partition("=") for pair in listed.split(",") if pair.strip())
+        return {name.strip(): unquote(value.strip()) for name, _, value in pairs}
 
 
 class Settings(Section):
@@ -314,8 +364,16 @@ class Settings(Section):
     billing: Billing = Billing()
     metrics: Metrics = Metrics()
     log: Log = Log()
+    traces: Traces = Traces()
     # The folder of policies and plans, seen from the folder of config.yaml.
     policies: Annotated[str, text("a folder")] = "policies"
+
+    @model_validator(mode="after")
+    def _who_is_let_in_from_elsewhere_has_a_token(self) -> "Settings":
+        if self.admin.token is None and not is_loopback(self.admin.host):
+            message = f"expected a token (ADMIN_TOKEN), as {self.admin.host} can be reached from other machines"
+            raise contradiction(("admin", "token"), message)
+        return self
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> "Settings":

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gateway.policy import answers
-from gateway.relay.exchange import Exchange
 from gateway.relay.heads import OTHER
 from gateway.relay.request import Request
 
 if TYPE_CHECKING:
+    from gateway.relay.exchange import Exchange
     from gateway.relay.relay import Relay
     from gateway.relay.upstream import UpstreamConnection
 
@@ -135,10 +135,10 @@ class ClientConnection(asyncio.Protocol):
             return False
         request = self._last
         assert request is not None
-        request.body.clear()  # that of a call that was refused is still there
+        request.body.clear()  # that of a call which was refused was sent to nobody
         if len(data) > len(head):
             request.body.append(data[len(head) :])
-            request.body_bytes = len(data) - len(head)
+        request.body_bytes = len(data) - len(head)
         self._requests.append(request)
         return True
 
@@ -352,7 +352,7 @@ class ClientConnection(asyncio.Protocol):
             # A client that does not read its answers gets no more of them.
             while self.exchange is None and self._requests and self.phase < LINGERING and self.writable:
                 self.phase = BUSY
-                self.exchange = exchange = Exchange(self._relay, self, self._requests.popleft())
+                self.exchange = exchange = self._relay.new_exchange(self._relay, self, self._requests.popleft())
                 exchange.start()
             self._advancing = False
             if self.exchange is None and not self._requests and self.phase < LINGERING:

@@ -584,7 +584,7 @@ class Exchange:
         cast_id = None
         if self._captured and policy.cast_id_pointer is not None:
             cast_id = identifier_in(self._captured, policy.cast_id_pointer)
-        self._relay.ledger.append(
+        self._charge(
             UsageEvent(
                 event_id,
                 account.account_id,
@@ -597,6 +597,9 @@ class Exchange:
                 self._request_id.decode("latin-1"),
             )
         )
+
+    def _charge(self, event: UsageEvent) -> None:
+        self._relay.ledger.append(event)
 
     def _measured(self, meter: Meter, policy: Policy) -> int:
         """What was seen of the call comes to; more than was held is charged all the same, and counted."""

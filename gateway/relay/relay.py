@@ -12,6 +12,7 @@ from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import Policy, Rules
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
+from gateway.relay.exchange import Exchange
 from gateway.relay.heads import Fields
 from gateway.relay.rate_keys import rate_key
 from gateway.relay.request import Request
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from gateway.identify import Credentials, Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
-    from gateway.relay.exchange import Exchange
     from gateway.relay.upstream import Pool
     from gateway.tasks import Tasks
 
@@ -82,6 +82,8 @@ class Relay:
         self.new_event_id = new_event_id
         self.upstream_pool: Pool
         self.hosted_pool: Pool
+        # What a request becomes; an Observer takes this place where some are to be watched.
+        self.new_exchange: Callable[[Relay, ClientConnection, Request], Exchange] = Exchange
         self.draining = False
         self.abandoned: set[Exchange] = set()
         self._connections: set[ClientConnection] = set()

@@ -439,3 +439,13 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def busy(self) -> int:
+        """Connections that carry a call."""
+        return len(self._all) - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Exchanges that wait for a connection."""
+        return len(self._waiting)

@@ -213,6 +213,18 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("admin: {port: 8080}\n"),
         "config.yaml:8:15: admin.port: expected a port other than listen.port, found 8080",
     ),
+    "an admin listener for everybody": (
+        config("admin: {host: 0.0.0.0}\n"),
+        "config.yaml:8:8: admin.token: expected a token (ADMIN_TOKEN), as 0.0.0.0 can be reached from other machines",
+    ),
+    "an admin token that can be guessed": (
+        config("admin: {token: hunter2}\n"),
+        "config.yaml:8:16: admin.token: expected a token of at least 16 characters, found one of 7",
+    ),
+    "an open path that is none": (
+        config("admin: {open_paths: /console}\n"),
+        'config.yaml:8:21: admin.open_paths: expected some of /metrics, /healthz, /readyz, found "/console"',
+    ),
     "a folder that is not there": (
         config("policies: rules\n"),
         "config.yaml:8:11: policies: expected a folder, found none at rules",

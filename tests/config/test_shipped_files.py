@@ -75,6 +75,21 @@ def test_nothing_listens_wider_than_it_was_asked_to() -> None:
     assert (settings.listen.host, settings.admin.host) == ("127.0.0.1", "127.0.0.1")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "::1", "localhost"])
+def test_on_loopback_the_admin_listener_needs_no_token(host: str) -> None:
+    assert load(ROOT / "config.yaml", {**URLS, "ADMIN_HOST": host}).settings.admin.token is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "gateway.internal"])
+def test_elsewhere_it_needs_one(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"admin\.token: expected a token"):
+        load(ROOT / "config.yaml", {**URLS, "ADMIN_HOST": host})
+    environ = {"ADMIN_HOST": host, "ADMIN_TOKEN": "0123456789abcdef", "ADMIN_OPEN_PATHS": "/metrics, /readyz"}
+    admin = load(ROOT / "config.yaml", {**URLS, **environ}).settings.admin
+    assert admin.open_paths == ("/metrics", "/readyz")
+    assert "0123456789abcdef" not in repr(admin)
+
+
 def test_without_any_variable_the_three_addresses_are_asked_for() -> None:
     with pytest.raises(ConfigError) as caught:
         load(ROOT / "config.yaml", {})

@@ -76,3 +76,39 @@ async def test_other_paths_and_methods_are_refused_in_json(client: TestClient[An
     assert (posted.status, (await posted.json())["error"]) == (405, "invalid_request")
     assert posted.headers["Allow"] == "GET, HEAD"
     assert (await client.head("/healthz")).status == 200
+
+
+TOKEN = "0123456789-of-the-operators"
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path, aiohttp_client: Callable[..., Any]) -> TestClient[Any, Any]:
+    app = make_app(status, tmp_path, token=TOKEN, open_paths=("/metrics",))
+    made: TestClient[Any, Any] = await aiohttp_client(TestServer(app))
+    return made
+
+
+@pytest.mark.parametrize(
+    "shown", [None, "", "Bearer", "Bearer ", f"bearer {TOKEN}", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "é"]
+)
+async def test_without_the_token_nothing_is_told_of_any_path(guarded: TestClient[Any, Any], shown: str | None) -> None:
+    headers = {} if shown is None else {"Authorization": shown}
+    for path in ("/healthz", "/readyz", "/", "/metrics/", "/%6detrics/x"):
+        answer = await guarded.get(path, headers=headers)
+        assert (answer.status, (await answer.json())["error"]) == (401, "unauthorized"), path
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert (await guarded.post("/readyz", headers=headers)).status == 401
+
+
+async def test_every_path_that_there_is_asks_for_the_token(tmp_path: Path, aiohttp_client: Callable[..., Any]) -> None:
+    app = make_app(status, tmp_path, token=TOKEN)
+    client = await aiohttp_client(TestServer(app))
+    paths = [resource.canonical for resource in app.router.resources()]
+    assert {(await client.get(path)).status for path in paths} == {401}
+    shown = {"Authorization": f"Bearer {TOKEN}"}
+    assert 401 not in {(await client.get(path, headers=shown)).status for path in paths}
+
+
+async def test_open_paths_are_open_and_others_open_with_the_token(guarded: TestClient[Any, Any]) -> None:
+    assert (await guarded.get("/metrics")).status == 200
+    assert (await guarded.get("/healthz", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200

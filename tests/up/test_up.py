@@ -104,6 +104,7 @@ def test_it_prints_what_to_curl(shared: Up) -> None:
     shown = "\n".join(shared.out)
     assert f"curl -i {shared.demo['base_url']}/v1/cast -H 'Authorization: Bearer {shared.demo['api_key']}'" in shown
     assert f"curl {shared.demo['admin_url']}/metrics" in shown
+    assert f"{shared.demo['admin_url']}/console" in shown
 
 
 async def test_what_it_prints_gives_an_address_to_pay_at(shared: Up) -> None:

@@ -1,0 +1,195 @@
+"""What the console shows and changes of accounts: read from Postgres; a change is told to every gateway by Redis."""
+
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gateway.database import QUERIES, Database
+from gateway.hosted.budget_body import BudgetBody
+from gateway.hosted.standing import instant
+from gateway.policy.money import cents_text
+from gateway.policy.periods import window_at
+from gateway.policy.rules import Rules
+
+if TYPE_CHECKING:
+    import asyncpg
+
+NEAR_MAX = 8
+FOUND_MAX = 8
+CASTS_MAX = 20
+EVENTS_MAX = 20
+_NOT_PLAIN = re.compile(r"[\\%_]")
+
+_log = structlog.get_logger()
+
+
+class Accounts:
+    """The console's side of Postgres. Everything raises StoreError where it is away."""
+
+    def __init__(
+        self, database: Database, rules: Callable[[], Rules], tell: Callable[[str, int], Awaitable[None]]
+    ) -> None:
+        self._database = database
+        self._rules = rules
+        self._tell = tell
+
+    async def near_limits(self) -> list[dict[str, object]]:
+        """Accounts and windows, those that have used most of their limit first."""
+        rules = self._rules()
+        ceilings = [(plan.name, limit) for plan in rules.plans.values() for limit in plan.budgets]
+        rows = await self._database.fetch(
+            QUERIES["console_near_limits"],
+            [plan for plan, _ in ceilings],
+            [limit.period for _, limit in ceilings],
+            [limit.time_zone for _, limit in ceilings],
+            [limit.week_start for _, limit in ceilings],
+            [limit.hard_limit_microcents for _, limit in ceilings],
+            rules.default_plan,
+            NEAR_MAX,
+        )
+        return [
+            {
+                "account": row["account_id"],
+                "plan": row["plan"],
+                "period": row["period"],
+                "used_cents": cents_text(row["used_microcents"]),
+                "limit_cents": cents_text(row["limit_microcents"]),
+                "share": row["used_microcents"] / row["limit_microcents"],
+                "resets_at": _when(row["resets_at"]) if row["period"] != "total" else None,
+            }
+            for row in rows
+        ]
+
+    async def search(self, beginning: str) -> list[str]:
+        """Accounts whose id begins so."""
+        pattern = _NOT_PLAIN.sub(lambda match: f"\\{match[0]}", beginning) + "%"
+        return [row["account_id"] for row in await self._database.fetch(QUERIES["console_search"], pattern, FOUND_MAX)]
+
+    async def picture(self, account_id: str) -> dict[str, object]:
+        """All of one account, whether it was ever seen or not."""
+        billing = await self._database.fetchrow(QUERIES["console_account"], account_id)
+        assert billing is not None
+        days = await self._database.fetch(QUERIES["console_days"], account_id)
+        casts = await self._database.fetch(QUERIES["console_casts"], account_id, CASTS_MAX)
+        plan, budgets = await self._budgets(account_id)
+        return {
+            "account": account_id,
+            "plan": plan,
+            "status": billing["status"] or "none",
+            "plan_until": _when(billing["plan_until"]),
+            "stripe_customer": billing["stripe_customer_id"],
+            "stripe_subscription": billing["stripe_subscription_id"],
+            "budgets": budgets,
+            "days": [
+                {"day": row["day"].isoformat(), "calls": row["calls"], "cents": cents_text(row["microcents"])}
+                for row in days
+            ],
+            "casts": [
+                {
+                    "at": _when(row["occurred_at"]),
+                    "policy": row["policy"],
+                    "cents": cents_text(row["cost_microcents"]),
+                    "status": row["upstream_status"],
+                    "outcome": row["outcome"],
+                    "id": row["cast_id"] or row["request_id"] or row["id"].hex,
+                }
+                for row in casts
+            ],
+            "events": await self.events(account_id),
+        }
+
+    async def events(self, account_id: str | None) -> list[dict[str, object]]:
+        """The newest events from Stripe."""
+        rows = await self._database.fetch(QUERIES["console_events"], account_id, EVENTS_MAX)
+        return [
+            {
+                "id": row["id"],
+                "type": row["type"],
+                "at": datetime.fromtimestamp(row["created_s"], UTC).isoformat(),
+                "account": row["account_id"],
+                "status": row["status"],
+            }
+            for row in rows
+        ]
+
+    async def set_budget(self, account_id: str, body: BudgetBody, who: str) -> None:
+        """Makes or replaces an own budget; the next call on any gateway goes by it. Logged, with ``who``."""
+        limit = body.limit
+        values = (
+            account_id,
+            limit.period,
+            limit.hard_limit_microcents,
+            body.soft_limit_cents,
+            limit.time_zone,
+            limit.week_start,
+        )
+        row = await self._database.fetchrow(QUERIES["budget_update"], *values)
+        row = row or await self._database.fetchrow(QUERIES["budget_insert"], *values)
+        if row is None:  # somebody made it between the two
+            row = await self._database.fetchrow(QUERIES["budget_update"], *values)
+        cents = cents_text(limit.hard_limit_microcents)
+        _log.warning("console_budget_set", account=account_id, period=limit.period, hard_limit_cents=cents, by=who)
+        if row is not None:
+            await self._tell(account_id, row["facts_version"])
+
+    async def remove_budget(self, account_id: str, period: str, who: str) -> bool:
+        """Takes an own budget back; False where there is none."""
+        row = await self._database.fetchrow(QUERIES["budget_delete"], account_id, period)
+        if row is None:
+            return False
+        _log.warning("console_budget_removed", account=account_id, period=period, by=who)
+        await self._tell(account_id, row["facts_version"])
+        return True
+
+    async def _budgets(self, account_id: str) -> tuple[str, list[dict[str, object]]]:
+        """The plan, and each limit that counts: the account's own, and the plan's."""
+        records = await self._database.fetch(QUERIES["budgets_of_account"], account_id)
+        plan = self._rules().plan_of(records[0]["plan"])
+        limits: list[tuple[str, Any]] = [("account", row) for row in records if row["period"] is not None]
+        limits += [
+            (
+                "plan",
+                {
+                    "period": one.period,
+                    "hard_limit_microcents": one.hard_limit_microcents,
+                    "time_zone": one.time_zone,
+                    "week_start": one.week_start,
+                },
+            )
+            for one in plan.budgets
+        ]
+        used = await self._used(account_id, [limit for _, limit in limits])
+        return plan.name, [
+            {
+                "source": source,
+                "period": limit["period"],
+                "time_zone": limit["time_zone"],
+                "limit_cents": cents_text(limit["hard_limit_microcents"]),
+                "used_cents": cents_text(amount),
+                "share": amount / limit["hard_limit_microcents"] if limit["hard_limit_microcents"] else 1.0,
+            }
+            for (source, limit), amount in zip(limits, used, strict=True)
+        ]
+
+    async def _used(self, account_id: str, limits: "list[asyncpg.Record | dict[str, Any]]") -> list[int]:
+        if not limits:
+            return []
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        windows = [window_at(one["period"], one["time_zone"], one["week_start"], now_ms) for one in limits]
+        rows = await self._database.fetch(
+            QUERIES["used_in_windows"],
+            account_id,
+            [one["period"] for one in limits],
+            [one["time_zone"] for one in limits],
+            [one["week_start"] for one in limits],
+            [instant(window.start_ms) for window in windows],
+            [instant(window.end_ms) for window in windows],
+        )
+        return [row["used_microcents"] for row in rows]
+
+
+def _when(at: datetime | None) -> str | None:
+    return at.astimezone(UTC).isoformat(timespec="seconds") if at is not None else None

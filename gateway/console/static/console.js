@@ -1,0 +1,364 @@
+// The console: looks once a second, makes rates of totals, and shows one of two views (overview, account).
+
+import { bar, days, el, short, sparkline, stacked } from "./charts.js";
+
+const SECONDS = 1, SLOTS = 121, SLOW_SECONDS = 10;
+const MARKS = ["passed", "blocked", "limited", "failed"];
+const NAMES = { passed: "answered", blocked: "402 budget", limited: "429 rate", failed: "5xx" };
+const RUNGS = [
+  ["nothing", "Redis and Postgres answer", "Limits are exact; calls are charged within milliseconds."],
+  ["redis", "Redis is away", "Calls pass or not as on_store_failure says; they are charged."],
+  ["postgres", "Postgres is away", "Limits are exact; charges wait and are written later."],
+  ["both", "Both are away", "Known-exhausted accounts stay blocked; the rest is on_store_failure's."],
+];
+const byId = (id) => document.getElementById(id);
+const first = JSON.parse(byId("first").textContent);
+const history = { passed: [], blocked: [], limited: [], failed: [], p50: [], p99: [] };
+let before = null, hovered = null;
+
+async function ask(path, options = {}) {
+  const headers = options.method ? { "X-Castgate-Console": "1", "Content-Type": "application/json" } : {};
+  const answer = await fetch(path, { headers, ...options });
+  if (answer.status === 401) location.reload();
+  const body = answer.status === 204 ? null : await answer.json();
+  if (!answer.ok) throw new Error(body.message || `${answer.status}`);
+  return body;
+}
+
+const sum = (parts) => Object.values(parts).reduce((total, part) => total + part, 0);
+
+function quantile(share, bounds, counts) {
+  const total = counts.reduce((all, count) => all + count, 0);
+  if (!total) return null;
+  let left = share * total;
+  for (let index = 0; index < counts.length; index++) {
+    if (counts[index] >= left) {
+      const low = index ? bounds[index - 1] : 0, high = index < bounds.length ? bounds[index] : low;
+      return low + (high - low) * (left / (counts[index] || 1));
+    }
+    left -= counts[index];
+  }
+  return bounds[bounds.length - 1];
+}
+
+function milliseconds(seconds) {
+  if (seconds === null) return "–";
+  return seconds < 0.01 ? `${+(seconds * 1000).toFixed(1)}` : `${Math.round(seconds * 1000)}`;
+}
+
+// ---- what is shown all the time
+
+function look(now) {
+  const at = performance.now() / 1000;
+  const totals = {
+    passed: sum(now.casts), blocked: sum(now.blocked), limited: sum(now.limited), failed: now.failed,
+    latency: now.latency.counts,
+  };
+  for (const [status, count] of Object.entries(now.casts)) {
+    if (status.startsWith("5")) { totals.failed += count; totals.passed -= count; }
+  }
+  if (before) {
+    const span = Math.max(at - before.at, 0.2);
+    for (const mark of MARKS) push(mark, Math.max(0, totals[mark] - before.totals[mark]) / span);
+    const counts = totals.latency.map((count, index) => count - before.totals.latency[index]);
+    push("p50", quantile(0.5, now.latency.bounds_s, counts));
+    push("p99", quantile(0.99, now.latency.bounds_s, counts));
+  }
+  before = { at, totals };
+  showPills(now);
+  byId("sync").hidden = !now.billing;
+  if (!byId("overview").hidden) showOverview(now);
+}
+
+function push(name, value) {
+  history[name].push(value);
+  if (history[name].length > SLOTS) history[name].shift();
+}
+
+function showPills(now) {
+  const { workers } = now.about;
+  const ready = workers.ready === workers.wanted;
+  const made = [
+    pill(`${workers.ready} of ${workers.wanted} workers`, ready ? "good" : "bad"),
+    ...["redis", "postgres"].map((store) => pill(store === "redis" ? "Redis" : "Postgres", now.stores[store] === false ? "bad" : "good",
+      now.stores[store] === false ? " is away" : "")),
+    pill(now.billing ? "billing on" : "billing off", now.billing ? "" : "warn"),
+  ];
+  if (now.about.draining) made.unshift(pill("draining", "warn"));
+  const text = made.map((one) => one.textContent).join();
+  if (byId("pills").dataset.text !== text) {
+    byId("pills").dataset.text = text;
+    byId("pills").replaceChildren(...made);
+  }
+}
+
+const pill = (text, kind, more = "") => el("span", { class: `pill ${kind}` }, text + more);
+
+// ---- overview
+
+function buildOverview() {
+  const tile = (id, name, mark) => el("dl", { class: `card tile is-${mark}`, id: `tile-${id}` }, el("dt", {}, name), el("dd", {}, "–"));
+  byId("overview").replaceChildren(
+    el("h1", { class: "skip" }, "Overview"),
+    el("div", { class: "tiles" },
+      tile("passed", "Casts answered", "passed"), tile("latency", "Latency", "latency"), tile("blocked", "402 · over budget", "blocked"),
+      tile("limited", "429 · too fast", "limited"), tile("failed", "5xx · failed", "failed")),
+    el("div", { class: "pair" },
+      el("section", { class: "card fills", "aria-labelledby": "traffic" },
+        el("div", { class: "head" }, el("h2", { id: "traffic" }, "Calls a second"), el("ul", { class: "legend", id: "legend" })),
+        document.createElementNS("http://www.w3.org/2000/svg", "svg")),
+      el("section", { class: "card", "aria-labelledby": "ladder" }, el("h2", { id: "ladder" }, "What is lost"), el("ol", { class: "rungs", id: "rungs" }))),
+    el("div", { class: "pair even" },
+      el("section", { class: "card", "aria-labelledby": "near" }, el("h2", { id: "near" }, "Nearest their limits"), el("ul", { class: "bars", id: "near-list" })),
+      el("section", { class: "card", "aria-labelledby": "inside" }, el("h2", { id: "inside" }, "Inside this gateway"), el("dl", { class: "facts", id: "facts" }))),
+    el("section", { class: "card", id: "policies", hidden: true, "aria-labelledby": "rules" }, el("h2", { id: "rules" }, "Policies in force"), el("div", { class: "scroll", id: "policy-table", tabindex: "0" })),
+    el("section", { class: "card", "aria-labelledby": "events" },
+      el("div", { class: "head" }, el("h2", { id: "events" }, "Events from Stripe"), el("button", { class: "small", id: "sync", onclick: syncWithStripe }, "Read from Stripe again")),
+      el("p", { class: "told", id: "sync-told", role: "status" }), el("div", { class: "scroll", id: "event-table", tabindex: "0" })),
+  );
+  const chart = document.querySelector("#overview section svg");
+  chart.id = "chart";
+  chart.setAttribute("class", "chart");
+  chart.setAttribute("role", "img");
+  chart.setAttribute("aria-label", "Calls a second of the last two minutes, by what became of them; the tiles above have the numbers of now.");
+}
+
+function showOverview(now) {
+  const last = (name) => history[name][history[name].length - 1];
+  for (const mark of MARKS) setTile(mark, [short(last(mark) ?? 0), el("small", {}, " a second")], history[mark]);
+  const recent = (name) => [...history[name]].reverse().find((value) => value !== null) ?? null;
+  setTile("latency", recent("p50") === null ? ["–"] : [milliseconds(recent("p50")), el("small", {}, ` ms · p99 ${milliseconds(recent("p99"))} ms`)],
+    history.p99.map((value) => value ?? 0));
+  drawChart();
+  byId("rungs").replaceChildren(...RUNGS.map(([name, title, effect]) =>
+    el("li", { "aria-current": now.rung === name ? "true" : null }, el("span", {}, el("b", {}, title), el("span", { class: "small" }, effect)))));
+  const { ledger, upstream } = now;
+  const delay = quantile(0.99, now.loop_delay.bounds_s, now.loop_delay.counts);
+  const versions = Object.keys(now.configurations);
+  facts(byId("facts"), [
+    ["Ledger, waiting", short(ledger.waiting)], ["Ledger lag", `${+ledger.lag_s.toFixed(1)} s`, ledger.lag_s > 5],
+    ["Charged, written", short(ledger.written)], ["Charged, dropped", short(ledger.dropped), ledger.dropped > 0],
+    ["Holds open", short(now.holds_open)], ["Clients connected", short(now.connections)],
+    ["To the service", `${short(upstream.busy)} busy of ${short(upstream.open)}`], ["Calls that wait", short(upstream.waiting), upstream.waiting > 0],
+    ["Event loop, p99", `${milliseconds(delay)} ms`, delay > 0.05], ["Passed in shadow", short(now.shadow)],
+    ["Version", now.about.version], ["Policies", versions.length > 1 ? `${versions.length} versions` : (versions[0]?.slice(0, 8) ?? "–"), versions.length > 1],
+  ]);
+}
+
+function setTile(id, content, values) {
+  const tile = byId(`tile-${id}`);
+  tile.querySelector("dd").replaceChildren(...content);
+  tile.querySelector("svg")?.remove();
+  tile.append(sparkline(values.slice(-61), 61));
+}
+
+function drawChart() {
+  const series = MARKS.map((mark) => ({ mark: `is-${mark}`, values: history[mark] }));
+  const index = hovered ?? history.passed.length - 1;
+  const legend = () => byId("legend").replaceChildren(...MARKS.map((mark) =>
+    el("li", { class: `is-${mark}` }, `${NAMES[mark]} `, el("b", {}, short(history[mark][hovered ?? index] ?? 0)))));
+  stacked(byId("chart"), series, SLOTS, SECONDS, (at) => { hovered = at; legend(); });
+  legend();
+}
+
+function facts(node, list) {
+  node.replaceChildren(...list.map(([name, value, bad]) => el("div", {}, el("dt", {}, name), el("dd", { class: bad ? "bad" : null }, value))));
+}
+
+function table(heads, rows, empty) {
+  if (!rows.length) return el("p", { class: "quiet" }, empty);
+  return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col", class: head.startsWith(">") ? "number" : null }, head.replace(">", ""))))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell, index) =>
+      el("td", { class: heads[index].startsWith(">") ? "number" : (cell && cell.mono ? "mono" : null) }, cell && cell.mono ? cell.mono : cell ?? "–"))))));
+}
+
+const when = (at) => at ? new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" }) : "–";
+const accountLink = (id) => el("a", { href: `#/account/${encodeURIComponent(id)}`, class: "mono" }, id);
+
+function limitLine(left, one) {
+  const label = `${one.used_cents} of ${one.limit_cents} cents, ${one.period}`;
+  return el("li", {}, el("div", { class: "line" }, left, el("span", { class: "number quiet" }, label)), bar(one.share, `${Math.round(one.share * 100)} % used: ${label}`));
+}
+
+async function slowly() {
+  if (byId("overview").hidden) return;
+  const [near, events] = await Promise.all([ask("/console/near-limits"), ask("/console/webhooks")]);
+  byId("near-list").replaceChildren(...(near.length ? near.map((one) => limitLine(accountLink(one.account), one)) : [el("li", { class: "quiet" }, "Nobody has used anything in an open period.")]));
+  byId("event-table").replaceChildren(table(["When", "Event", "Account", "Says", "Id"],
+    events.map((one) => [when(one.at), one.type, one.account ? accountLink(one.account) : "–", one.status, { mono: one.id }]), "None yet."));
+}
+
+async function showPolicies() {
+  const [rules, { history: loadings }] = await Promise.all([ask("/policies"), ask("/policies/history")]);
+  byId("policies").hidden = false;
+  byId("rules").textContent = `Policies in force · ${rules.version.slice(0, 8)} · ${rules.loaded_by}, ${when(rules.loaded_at)}`;
+  const cost = (one) => [one.fixed_cents && `${one.fixed_cents} cents`, ...(one.measured ?? [])].filter(Boolean).join(" + ");
+  const limit = ([name, one]) => `${name}: ${one.limit}${one.window ? ` in ${one.window}` : ""}`;
+  const changes = (one) => one.problems ? one.problems.join("; ") : one.changes.map((each) => each.key).join(", ") || "nothing";
+  byId("policy-table").replaceChildren(
+    table(["Policy", "Methods", "Path", "Mode", "Cost", "Rate limits"], Object.entries(rules.policies).map(([name, one]) => [
+      name, one.methods.join(", "), { mono: one.path }, one.mode, cost(one.cost), Object.entries(one.rate_limits).map(limit).join("; ") || "none",
+    ]), "None: everything is passed on untouched."),
+    el("h3", { class: "small quiet" }, "Loaded"),
+    table(["When", "By", "Result", "Version", "What changed, or what was wrong"], loadings.map((one) => [
+      when(one.at), one.by, one.result, { mono: one.version.slice(0, 8) }, changes(one)]), "Never."));
+}
+
+async function syncWithStripe(event) {
+  event.target.disabled = true;
+  const told = byId("sync-told");
+  told.className = "told";
+  told.textContent = "Reading from Stripe …";
+  try {
+    const report = await ask("/console/sync", { method: "POST" });
+    told.textContent = `${report.events_missed} missed events handled of ${report.events_seen}, ${report.subscriptions_repaired} subscriptions repaired of ${report.subscriptions_seen}.`;
+    told.classList.add("good");
+    await slowly();
+  } catch (error) {
+    told.textContent = error.message;
+    told.classList.add("bad");
+  }
+  event.target.disabled = false;
+}
+
+// ---- an account
+
+async function showAccount(id) {
+  const view = byId("account");
+  view.replaceChildren(el("p", { class: "quiet" }, "…"));
+  try {
+    buildAccount(view, await ask(`/console/accounts/${encodeURIComponent(id)}`));
+  } catch (error) {
+    view.replaceChildren(el("h1", { class: "title" }, id), el("p", { role: "alert", class: "told bad" }, error.message));
+  }
+}
+
+function buildAccount(view, picture) {
+  const told = el("p", { class: "told", role: "status" });
+  const change = async (what, done) => {
+    try {
+      buildAccount(view, await what());
+      const news = view.querySelector(".told");
+      news.textContent = done;
+      news.classList.add("good");
+    } catch (error) {
+      told.textContent = error.message;
+      told.classList.add("bad");
+    }
+  };
+  const path = `/console/accounts/${encodeURIComponent(picture.account)}/budget`;
+  const period = el("select", { name: "period" }, ...["daily", "weekly", "monthly", "total"].map((one) => el("option", {}, one)));
+  const amount = el("input", { name: "hard_limit_cents", inputmode: "decimal", required: true, pattern: "[0-9]+([.][0-9]{1,6})?", title: "cents, with up to six decimals" });
+  const set = (event) => {
+    event.preventDefault();
+    const body = `{"period": ${JSON.stringify(period.value)}, "hard_limit_cents": ${amount.value}}`;
+    change(() => ask(path, { method: "PUT", body }), `The ${period.value} budget is ${amount.value} cents, from the next call on.`);
+  };
+  const remove = (one) => el("button", { class: "small", onclick: () => change(() => ask(`${path}?period=${one.period}`, { method: "DELETE" }), `The ${one.period} budget is gone.`) }, "Remove");
+  view.replaceChildren(
+    el("div", {}, el("a", { href: "#/" }, "← Overview"), el("h1", { class: "title mono" }, picture.account)),
+    told,
+    el("section", { class: "card" }, el("h2", {}, "Standing"), facted([
+      ["Plan", picture.plan], ["Subscription", picture.status], ["Plan kept until", picture.plan_until ? when(picture.plan_until) : "–"],
+      ["Stripe customer", picture.stripe_customer ?? "–"], ["Stripe subscription", picture.stripe_subscription ?? "–"]])),
+    el("div", { class: "pair" },
+      el("section", { class: "card" }, el("h2", {}, "Cents by day"), days(picture.days)),
+      el("section", { class: "card" }, el("h2", {}, "Limits"),
+        picture.budgets.length ? el("ul", { class: "bars" }, ...picture.budgets.map((one) => limitLine(one.source === "account"
+          ? el("span", {}, `own, ${one.period} `, remove(one)) : el("span", {}, `of the plan, ${one.period}`), one))) : el("p", { class: "quiet" }, "None."),
+        el("form", { class: "budget", onsubmit: set }, el("label", {}, "Period", period), el("label", {}, "Cents at most", amount), el("button", { class: "main", type: "submit" }, "Set budget")))),
+    first.explain ? explainer(picture.account) : null,
+    el("section", { class: "card" }, el("h2", {}, "Newest charged calls"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Policy", "Status", ">Cents", "Outcome", "Id"],
+      picture.casts.map((one) => [when(one.at), one.policy, `${one.status || "none"}`, one.cents, one.outcome, { mono: one.id }]), "None yet."))),
+    el("section", { class: "card" }, el("h2", {}, "Events from Stripe"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Event", "Says", "Id"],
+      picture.events.map((one) => [when(one.at), one.type, one.status, { mono: one.id }]), "None."))),
+  );
+}
+
+// What would become of a call of this account, and why; nothing is called and nothing counted.
+function explainer(account) {
+  const method = el("select", {}, ...["POST", "GET", "PUT", "PATCH", "DELETE"].map((one) => el("option", {}, one)));
+  const path = el("input", { value: "/v1/cast", required: true });
+  const result = el("div", { role: "status" });
+  const show = async (event) => {
+    event.preventDefault();
+    try {
+      const found = await ask("/explain", { method: "POST", body: JSON.stringify({ account, method: method.value, path: path.value }) });
+      const standings = [
+        ...found.budgets.map((one) => [`budget, ${one.period}`, `${one.used_cents} used + ${one.held_cents} held of ${one.limit_cents ?? one.hard_limit_cents} cents`]),
+        ...found.rate_limits.map((one) => [`limit, ${one.name}`, `${one.taken} of ${one.limit}${one.blocks ? ", blocks" : ""}`]),
+        ...found.notes.map((one) => ["note", one]),
+      ];
+      result.replaceChildren(el("p", { class: `told ${found.status ? "bad" : "good"}` }, `${found.verdict}${found.status ? ` ${found.status}` : ""}: ${found.why}`), table(["What", "Standing"], standings, ""));
+    } catch (error) {
+      result.replaceChildren(el("p", { class: "told bad" }, error.message));
+    }
+  };
+  return el("section", { class: "card" }, el("h2", {}, "What would become of a call"),
+    el("form", { class: "budget", onsubmit: show }, el("label", {}, "Method", method), el("label", {}, "Path", path), el("button", { type: "submit" }, "Explain")), result);
+}
+
+function facted(list) {
+  const node = el("dl", { class: "facts wide" });
+  facts(node, list);
+  return node;
+}
+
+// ---- search, and which view
+
+async function search() {
+  const text = byId("search").value.trim(), found = byId("found");
+  if (!text) { found.hidden = true; return; }
+  const ids = await ask(`/console/accounts?q=${encodeURIComponent(text)}`).catch(() => []);
+  if (byId("search").value.trim() !== text) return;
+  found.replaceChildren(...(ids.length ? ids.map(accountLink) : [el("span", { class: "quiet" }, "No account begins so.")]));
+  found.hidden = false;
+}
+
+function route() {
+  const match = location.hash.match(/^#\/account\/(.+)$/);
+  byId("overview").hidden = Boolean(match);
+  byId("account").hidden = !match;
+  byId("found").hidden = true;
+  if (match) showAccount(decodeURIComponent(match[1]));
+  else slowly().catch(gone);
+}
+
+function gone(error) {
+  byId("gone").textContent = error ? `The gateway does not answer as it should: ${error.message}` : "";
+  byId("gone").hidden = !error;
+}
+
+async function tick() {
+  try {
+    look(await ask("/console/live"));
+    gone(null);
+  } catch (error) {
+    gone(error);
+  }
+  setTimeout(tick, SECONDS * 1000);
+}
+
+buildOverview();
+byId("sign-out").hidden = !first.asks;
+byId("sign-out").addEventListener("click", () => ask("/console/sign-out", { method: "POST" }).finally(() => location.reload()));
+byId("search").addEventListener("input", search);
+byId("search").addEventListener("keydown", (event) => {
+  if (event.key === "Enter") byId("found").querySelector("a")?.click();
+  if (event.key === "ArrowDown") { byId("found").querySelector("a")?.focus(); event.preventDefault(); }
+  if (event.key === "Escape") byId("found").hidden = true;
+});
+byId("found").addEventListener("keydown", (event) => {
+  const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+  if (step) { (document.activeElement[step] ?? byId("search")).focus(); event.preventDefault(); }
+  if (event.key === "Escape") { byId("found").hidden = true; byId("search").focus(); }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !["INPUT", "SELECT"].includes(document.activeElement.tagName)) { byId("search").focus(); event.preventDefault(); }
+});
+addEventListener("hashchange", () => { route(); byId("content").focus(); });
+route();
+look(first.live);
+if (first.policies) { showPolicies().catch(gone); setInterval(() => showPolicies().catch(gone), 6 * SLOW_SECONDS * 1000); }
+setTimeout(tick, SECONDS * 1000);
+setInterval(() => slowly().catch(gone), SLOW_SECONDS * 1000);

@@ -1,0 +1,161 @@
+"""Which requests are watched, and what becomes of what was seen: stage histograms, canonical log lines, spans.
+
+A request of the sample becomes an ``ObservedExchange``; all others the plain one. What was seen is queued, and written
+a little later, between requests: a line costs as much as a cast. Where nothing is to be watched there is no observer.
+"""
+
+import asyncio
+import contextlib
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.policy.money import cents_text
+from gateway.relay import traceparent
+from gateway.relay.exchange import Exchange
+from gateway.relay.observed import STAGES, Observation, ObservedExchange
+
+if TYPE_CHECKING:
+    from gateway.config import Settings
+    from gateway.exemplars import Exemplars
+    from gateway.metrics import Metrics
+    from gateway.otlp import Spans
+    from gateway.relay.client import ClientConnection
+    from gateway.relay.relay import Relay
+    from gateway.relay.request import Request
+
+NewExchange = Callable[["Relay", "ClientConnection", "Request"], Exchange]
+
+WRITE_INTERVAL_S = 0.1
+# Lines written in one go, about 5 ms; then requests have their turn.
+LINES_AT_ONCE = 50
+# Lines that wait; more are dropped and counted, as a log that cannot keep up must not take the memory.
+WAITING_MAX = 10_000
+
+_log = structlog.get_logger()
+
+
+class Observer:
+    """One worker's sample."""
+
+    def __init__(
+        self, settings: "Settings", metrics: "Metrics", spans: "Spans | None", examples: "Exemplars | None" = None
+    ) -> None:
+        self._stage_rate = settings.metrics.stage_sample
+        self._line_rate = settings.log.request_sample
+        self._span_rate = settings.traces.sample if spans is not None else 0.0
+        self._spans = spans
+        self._examples = examples
+        self._stages = {
+            stage: metrics.histogram("castgate_stage_duration_seconds", stage=stage)
+            for stage in (STAGES if self._stage_rate else ())
+        }
+        # In place of ``Exchange``. Where stages are all that is watched, most requests cost a subtraction.
+        stages_only = spans is None and not self._line_rate
+        self.exchange: NewExchange = self._exchange_of_stages if stages_only else self._exchange
+        self._unwatched = self._gap() if stages_only else 0
+        self._dropped = metrics.counter("castgate_request_lines_dropped_total")
+        self._waiting: deque[Observation] = deque()
+
+    @classmethod
+    def of(
+        cls, settings: "Settings", metrics: "Metrics", spans: "Spans | None", examples: "Exemplars | None" = None
+    ) -> "Observer | None":
+        """The observer of ``config.yaml``; None where it says that nothing is watched."""
+        if spans is None and not settings.metrics.stage_sample and not settings.log.request_sample:
+            return None
+        return cls(settings, metrics, spans, examples)
+
+    def _gap(self) -> int:
+        """How many requests go unwatched until the next one that is: as often as if each were drawn."""
+        return int(random.expovariate(-math.log1p(-self._stage_rate))) if self._stage_rate < 1 else 0
+
+    def _exchange_of_stages(self, relay: "Relay", client: "ClientConnection", request: "Request") -> Exchange:
+        self._unwatched -= 1
+        if self._unwatched >= 0:
+            return Exchange(relay, client, request)
+        self._unwatched = self._gap()
+        return ObservedExchange(relay, client, request, self, logged=False, trace=None)
+
+    def _exchange(self, relay: "Relay", client: "ClientConnection", request: "Request") -> Exchange:
+        """One draw decides of everything, so that the spans of a line that is logged are there too."""
+        draw = random.random()
+        trace = None
+        if self._spans is not None:
+            parent = traceparent.parent_of(request.lines)
+            # The caller's decision is kept, whichever it is.
+            if parent.sampled if parent is not None else draw < self._span_rate:
+                trace = traceparent.begin(parent)
+        logged = draw < self._line_rate
+        if trace is None and not logged and draw >= self._stage_rate:
+            return Exchange(relay, client, request)
+        return ObservedExchange(relay, client, request, self, logged=logged, trace=trace)
+
+    def saw(self, observation: Observation) -> None:
+        """An exchange is over."""
+        for stage, (begin_s, end_s) in observation.stages.items():
+            histogram = self._stages.get(stage)
+            if histogram is not None:
+                histogram.observe(end_s - begin_s)
+        if self._examples is not None and observation.policy is not None and observation.answered_by == "upstream":
+            self._examples.note(observation.policy, observation.duration_s, observation.request_id)
+        if observation.trace is not None and self._spans is not None:
+            self._spans.add(observation)
+        if observation.logged:
+            if len(self._waiting) >= WAITING_MAX:
+                self._dropped.add()
+            else:
+                self._waiting.append(observation)
+
+    async def write_forever(self) -> None:
+        """Writes what waits, until it is cancelled; ``close`` writes the rest."""
+        while True:
+            await asyncio.sleep(WRITE_INTERVAL_S)
+            if self._examples is not None:
+                self._examples.write()
+            while self._waiting:
+                self._write(LINES_AT_ONCE)
+                await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Writes what still waits."""
+        self._write(len(self._waiting))
+
+    def _write(self, lines_max: int) -> None:
+        with contextlib.suppress(IndexError):
+            for _ in range(lines_max):
+                _log.info("request", **line_of(self._waiting.popleft()))
+
+
+def line_of(seen: Observation) -> dict[str, object]:
+    """The facts of the canonical line; what does not apply to a request is left out. The log takes secrets out."""
+    facts: dict[str, object | None] = {
+        "at": datetime.fromtimestamp(seen.began_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
+        "request_id": seen.request_id or None,
+        "method": seen.method,
+        "path": seen.path,
+        "client": seen.client,
+        "kind": seen.kind,
+        "policy": seen.policy,
+        "mode": seen.mode,
+        "account": seen.account,
+        "verdict": seen.verdict,
+        "status": seen.status or None,
+        "answered_by": seen.answered_by if seen.status else None,
+        "ended": seen.ended,
+        "cost_cents": None if seen.charged_microcents is None else cents_text(seen.charged_microcents),
+        "duration_ms": _milliseconds(seen.duration_s),
+        **{f"{stage}_ms": _milliseconds(end_s - begin_s) for stage, (begin_s, end_s) in seen.stages.items()},
+        "trace_id": seen.trace.trace_id if seen.trace else None,
+        "span_id": seen.trace.span_id if seen.trace else None,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _milliseconds(span_s: float) -> float:
+    return round(span_s * 1000, 3)

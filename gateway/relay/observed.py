@@ -1,0 +1,201 @@
+"""An exchange that is watched: when each stage was over, what was decided, what it cost. Made for a sample of requests.
+
+It is the same exchange (``super()`` does all that there is to do), so that one that nobody watches pays nothing for
+it: no test, no slot, no reading of the clock. What was seen is handed to the ``Observer`` when the exchange is over.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.policy.answers import Answer
+from gateway.policy.verdicts import BudgetExceeded, Hold, Pass, RateLimited, Verdict
+from gateway.relay.exchange import ADMITTING, CONNECTING, DONE, Exchange
+from gateway.relay.traceparent import TraceContext, forwarded
+
+if TYPE_CHECKING:
+    from gateway.accounts import Account
+    from gateway.ledger import UsageEvent
+    from gateway.observer import Observer
+    from gateway.relay.client import ClientConnection
+    from gateway.relay.relay import Relay
+    from gateway.relay.request import Request
+    from gateway.relay.upstream import UpstreamConnection
+
+STAGES = ("identify", "admit", "connect", "first_byte", "answer")
+
+
+@dataclass(slots=True, kw_only=True)
+class Observation:
+    """What was seen of one request. Times are ``time.perf_counter``'s, as the loop's clock counts whole ms."""
+
+    logged: bool
+    trace: TraceContext | None
+    began_ns: int  # Unix time
+    began_s: float
+    method: str
+    path: str  # without its query, which may hold anything
+    client: str
+    stages: dict[str, tuple[float, float]]  # stage -> (begin, end), in the order of STAGES
+    kind: str = "refused"
+    request_id: str = ""
+    policy: str | None = None
+    mode: str | None = None
+    account: str | None = None
+    verdict: str | None = None
+    status: int = 0  # of the answer; 0: there was none
+    answered_by: str = "upstream"
+    charged_microcents: int | None = None
+    ended: str = "answered"  # answered | refused | cut (in the middle of an answer) | client_gone
+    duration_s: float = 0.0
+
+
+class ObservedExchange(Exchange):
+    """One request of the sample."""
+
+    __slots__ = ("_observation", "_observer", "_reported", "_since_s")
+
+    def __init__(
+        self,
+        relay: "Relay",
+        client: "ClientConnection",
+        request: "Request",
+        observer: "Observer",
+        *,
+        logged: bool,
+        trace: TraceContext | None,
+    ) -> None:
+        super().__init__(relay, client, request)
+        self._observer = observer
+        self._reported = False
+        self._since_s = time.perf_counter()
+        self._observation = Observation(
+            logged=logged,
+            trace=trace,
+            began_ns=time.time_ns(),
+            began_s=self._since_s,
+            method=request.method.decode("latin-1"),
+            path=request.target.partition(b"?")[0].decode("latin-1"),
+            client=client.address.decode("latin-1"),
+            stages={},
+        )
+
+    def _passed(self, stage: str) -> None:
+        now_s = time.perf_counter()
+        self._observation.stages[stage] = (self._since_s, now_s)
+        self._since_s = now_s
+
+    def start(self) -> None:
+        super().start()
+        self._report_if_done()
+
+    def identified(self, account: "Account | None") -> None:
+        if self._state == ADMITTING:
+            self._passed("identify")
+            self._observation.account = account.account_id if account is not None else None
+            self._observation.verdict = "unidentified" if account is None else None
+        super().identified(account)
+        self._report_if_done()
+
+    def admitted(self, verdict: Verdict) -> None:
+        if self._state == ADMITTING:
+            self._passed("admit")
+            self._observation.verdict = _verdict_text(verdict)
+        super().admitted(verdict)
+        self._report_if_done()
+
+    def connected(self, upstream: "UpstreamConnection") -> None:
+        if self._state == CONNECTING:
+            self._passed("connect")
+        trace = self._observation.trace
+        if trace is None:
+            super().connected(upstream)
+            return
+        # The next request with the same head is this very object: it gets its own lines back.
+        request = self.request
+        lines, head = request.lines, request.forwarded_head
+        request.lines, request.forwarded_head = forwarded(lines, trace), b""
+        super().connected(upstream)
+        request.lines, request.forwarded_head = lines, head
+
+    def answer_arrived(self, upstream: "UpstreamConnection") -> None:
+        if upstream.head_done and "first_byte" not in self._observation.stages:
+            self._passed("first_byte")
+        super().answer_arrived(upstream)
+        self._report_if_done()
+
+    def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
+        self._passed("first_byte")
+        self._observation.status = 101
+        super().switched_protocols(upstream, data)
+        self._report_if_done()
+
+    def upstream_failed(self, why: str) -> None:
+        super().upstream_failed(why)
+        self._report_if_done()
+
+    def upstream_lost(self, upstream: "UpstreamConnection") -> None:
+        super().upstream_lost(upstream)
+        self._report_if_done()
+
+    def connect_failed(self, error: BaseException) -> None:
+        super().connect_failed(error)
+        self._report_if_done()
+
+    def timed_out(self) -> None:
+        super().timed_out()
+        self._report_if_done()
+
+    def request_broken(self) -> None:
+        super().request_broken()
+        self._report_if_done()
+
+    def client_lost(self) -> None:
+        if self._state < DONE and not self._abandoned:
+            self._observation.ended = "client_gone"
+        super().client_lost()
+        self._report_if_done()
+
+    def _fail_midway(self) -> None:
+        self._observation.ended = "client_gone" if self._abandoned else "cut"
+        super()._fail_midway()
+
+    def _refuse(self, answer: Answer, *, keep_alive: bool = False) -> None:
+        observation = self._observation
+        observation.status = answer.status
+        observation.answered_by = "gateway"
+        if observation.ended == "answered":
+            observation.ended = "refused"
+        super()._refuse(answer, keep_alive=keep_alive)
+
+    def _charge(self, event: "UsageEvent") -> None:
+        self._observation.charged_microcents = event.cost_microcents
+        super()._charge(event)
+
+    def _report_if_done(self) -> None:
+        if self._state != DONE or self._reported:
+            return
+        self._reported = True
+        observation = self._observation
+        if self._status > 0 and not observation.status:
+            observation.status = self._status
+        if "first_byte" in observation.stages and observation.status != 101:
+            self._passed("answer")
+        policy, pool = self._policy, self._pool
+        if policy is not None:
+            observation.kind, observation.policy, observation.mode = "policy", policy.name, policy.mode
+        elif pool is not None:
+            observation.kind = "hosted" if pool is self._relay.hosted_pool else "plain"
+        observation.request_id = (self._request_id or self.request.request_id or b"").decode("latin-1")
+        observation.duration_s = time.perf_counter() - observation.began_s
+        self._observer.saw(observation)
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    if isinstance(verdict, Hold | Pass):
+        return "admitted"
+    if isinstance(verdict, BudgetExceeded):
+        return f"budget_exceeded:{verdict.period}"
+    if isinstance(verdict, RateLimited):
+        return f"rate_limited:{verdict.limit_name}"
+    return "store_unavailable"
