@@ -28,7 +28,7 @@ from gateway import accepted
 from gateway.admin import Status, serve_admin
 from gateway.config import ConfigError, Loaded, Settings
 from gateway.console.app import Console, opened
-from gateway.listening import listen, url_of
+from gateway.listening import listen, refuse_new, url_of
 from gateway.metrics import Metrics, build_version
 from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks
@@ -275,9 +275,10 @@ class Supervisor:
         if self._announced or any(slot.worker is None or slot.worker.state != READY for slot in self._slots):
             return
         self._announced = True
+        scheme = "https" if self._loaded.settings.listen.tls.files else "http"
         count = len(self._slots)
         self._announce(
-            f"castgate ready on {url_of(self._slots[0].listener)} (admin {url_of(self._admin_listener)}), "
+            f"castgate ready on {url_of(self._slots[0].listener, scheme)} (admin {url_of(self._admin_listener)}), "
             f"{count} worker{'s' if count > 1 else ''}"
         )
 
@@ -341,7 +342,7 @@ class Supervisor:
         await self._deciding.drain(0.0)
         for slot in self._slots:
             # What connects from here on goes to no queue that nobody reads; workers still take what waits in theirs.
-            slot.listener.listen(0)
+            refuse_new(slot.listener)
             slot.listener.close()
         await self._end(self._processes)
         await self._attending.drain(TERMINATE_WAIT_S)
@@ -382,7 +383,7 @@ def _fingerprint(loaded: Loaded) -> tuple[tuple[str, int, int, int], ...]:
     """Changes with any file of the configuration, and with the policies' folder: a new file is a change too."""
     marks: list[tuple[str, int, int, int]] = []
     config, *policies = loaded.files
-    for path in sorted({config, *policies, *(path.parent for path in policies)}):
+    for path in sorted({config, *policies, *(path.parent for path in policies), *loaded.other_files}):
         with suppress(OSError):
             about = path.stat()
             marks.append((str(path), about.st_mtime_ns, about.st_size, about.st_ino))

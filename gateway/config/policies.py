@@ -5,7 +5,18 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.config.models import Section, contradiction, present
-from gateway.config.scalars import cents, choice, duration_ms, expected, one_of_words, optional, text, time_zone, whole
+from gateway.config.scalars import (
+    cents,
+    choice,
+    duration_ms,
+    expected,
+    one_of_words,
+    optional,
+    size_bytes,
+    text,
+    time_zone,
+    whole,
+)
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
 from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, SHADOW, Cost, Plan, Policy, RateLimit
@@ -117,6 +128,8 @@ class PolicySpec(Section):
     record: Record = Record()
     on_store_failure: Annotated[OnStoreFailure, choice(*get_args(OnStoreFailure))] = "allow"
     on_client_abort: Annotated[OnClientAbort, choice(*get_args(OnClientAbort))] = "finish"
+    # Of one request; blank: limits.body_bytes_max of config.yaml.
+    body_bytes_max: Annotated[int | None, optional(size_bytes("0B", "1024GiB"))] = None
 
     @model_validator(mode="after")
     def _rate_limits_have_names(self) -> "PolicySpec":
@@ -153,6 +166,7 @@ class PolicySpec(Section):
             on_store_failure=self.on_store_failure,
             on_client_abort=self.on_client_abort,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
+            body_bytes_max=self.body_bytes_max,
         )
 
 

@@ -68,6 +68,7 @@ class Policy:
     on_store_failure: str = "allow"  # allow | deny
     on_client_abort: str = "finish"  # charge | finish | void
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
+    body_bytes_max: int | None = None  # of one request; None: the gateway's own limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
