@@ -220,7 +220,7 @@ class Limits(Section):
     keepalive_timeout_s: Annotated[float, duration_s("0s", "1h")] = Field(default=75.0, alias="keepalive_timeout")
     # WebSockets on which neither side says anything; most libraries ping every 20 to 60 s.
     tunnel_idle_timeout_s: Annotated[float, duration_s("1s", "1d")] = Field(default=600.0, alias="tunnel_idle_timeout")
-    connections_max: Annotated[int, whole(1, 1_000_000)] = 20_000  # per worker; some 4 KiB each while idle: 80 MiB
+    connections_max: Annotated[int, whole(1, 1_000_000)] = 20_000  # per worker; some 5 KiB each while idle: 100 MiB
     # Per worker and client address. 0 is no limit: behind a load balancer all clients have its address.
     connections_per_address_max: Annotated[int, whole(0, 1_000_000)] = 0
     # Per worker: calls that have begun and not ended. Sixteen for each upstream connection may wait; with up to twice
