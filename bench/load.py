@@ -247,6 +247,11 @@ class _Run:
                 if connection.transport is not None:
                     connection.transport.abort()
 
+    async def stop_when(self, enough: asyncio.Event) -> None:
+        """Ask no more once somebody has seen enough."""
+        await enough.wait()
+        self.stop()
+
     async def sweep(self) -> None:
         """Give up requests that wait for longer than the load allows."""
         while True:
@@ -256,19 +261,27 @@ class _Run:
                 connection.fail("timeout")
 
 
-async def run(endpoints: Sequence[Endpoint], load: Load, *, check: Check | None = None) -> LoadResult:
-    """Put the load on the endpoints (each connection goes to one of them at random) and wait for every answer."""
+async def run(
+    endpoints: Sequence[Endpoint], load: Load, *, check: Check | None = None, enough: asyncio.Event | None = None
+) -> LoadResult:
+    """Put the load on the endpoints (each connection goes to one of them at random) and wait for every answer.
+
+    It ends early where ``enough`` is set.
+    """
     state = _Run(endpoints, load, check)
     started = perf_counter()
     async with asyncio.TaskGroup() as background:
-        sweeper = background.create_task(state.sweep())
+        helpers = [background.create_task(state.sweep())]
+        if enough is not None:
+            helpers.append(background.create_task(state.stop_when(enough)))
         if load.seconds is not None:
             asyncio.get_running_loop().call_later(load.seconds, state.stop)
         async with asyncio.TaskGroup() as clients:
             # More connections than requests would only open and close.
             for _ in range(min(load.connections, load.total or load.connections)):
                 clients.create_task(state.client())
-        sweeper.cancel()
+        for helper in helpers:
+            helper.cancel()
     elapsed_s = perf_counter() - started
     return LoadResult(
         elapsed_s=elapsed_s,

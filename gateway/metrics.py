@@ -98,6 +98,9 @@ _DECLARED = (
     ),
     _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped: too many waited."),
     _counter("castgate_traces_total", "Requests whose spans were sent, dropped or failed.", "result"),
+    _gauge("castgate_upstream_addresses", "Addresses of the upstream that get calls, as the worst worker sees it.",
+           merge="min"),
+    _counter("castgate_upstream_ejections_total", "Addresses that a worker left out for a while."),
     # Identify.
     _counter("castgate_identify_total", "Lookups, by result (hit, negative, miss, unknown, stale, error).", "result"),
     _gauge("castgate_identify_cache_entries", "Credentials kept in the cache."),

@@ -141,7 +141,7 @@ def _fingerprint(loaded: Loaded) -> tuple[tuple[str, int, int, int], ...]:
     """Changes with any file of the configuration, and with the policies' folder: a new file is a change too."""
     marks: list[tuple[str, int, int, int]] = []
     config, *policies = loaded.files
-    for path in sorted({config, *policies, *(path.parent for path in policies)}):
+    for path in sorted({config, *policies, *(path.parent for path in policies), *loaded.other_files}):
         with suppress(OSError):
             about = path.stat()
             marks.append((str(path), about.st_mtime_ns, about.st_size, about.st_ino))

@@ -27,7 +27,7 @@ from gateway.admin import Status, serve_admin
 from gateway.admin_policies import policy_routes
 from gateway.config import Loaded
 from gateway.console.app import Console, opened
-from gateway.listening import listen, url_of
+from gateway.listening import listen, refuse_new, url_of
 from gateway.metrics import Metrics, build_version
 from gateway.reloading import Reloading
 from gateway.runtime_folder import runtime_folder
@@ -278,9 +278,10 @@ class Supervisor:
         if self._announced or any(slot.worker is None or slot.worker.state != READY for slot in self._slots):
             return
         self._announced = True
+        scheme = "https" if self._first.settings.listen.tls.files else "http"
         count = len(self._slots)
         self._announce(
-            f"castgate ready on {url_of(self._slots[0].listener)} (admin {url_of(self._admin_listener)}), "
+            f"castgate ready on {url_of(self._slots[0].listener, scheme)} (admin {url_of(self._admin_listener)}), "
             f"{count} worker{'s' if count > 1 else ''}"
         )
 
@@ -310,7 +311,7 @@ class Supervisor:
         await self._deciding.drain(0.0)
         for slot in self._slots:
             # What connects from here on goes to no queue that nobody reads; workers still take what waits in theirs.
-            slot.listener.listen(0)
+            refuse_new(slot.listener)
             slot.listener.close()
         await self._end(self._processes)
         await self._attending.drain(TERMINATE_WAIT_S)

@@ -24,7 +24,9 @@ class Vitals:
         self._flushes = metrics.counter("castgate_ledger_flushes_total", result="ok")
         self._busy = metrics.gauge("castgate_upstream_connections_busy")
         self._waiting = metrics.gauge("castgate_upstream_waiting")
-        metrics.gauge("castgate_upstream_connections_max").set(settings.upstream.connections_max)
+        metrics.gauge("castgate_upstream_connections_max").set(
+            settings.upstream.connections_max * len(settings.upstream.addresses)
+        )
         metrics.gauge("castgate_database_pool_max").set(settings.database.pool_max)
         self._lag.set(0)
         self._flushes_seen = self._flushes.value

@@ -9,12 +9,14 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
@@ -42,16 +44,20 @@ from gateway.policy.rules import Rules
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import wall_clock_ms
+from gateway.relay.pool import Pool
 from gateway.relay.relay import Limits, Relay
-from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
+from gateway.tls import ListenerTls
+from gateway.upstream_addresses import WAITING_MAX, new_upstream
 from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
 _HOSTED_CONNECTIONS_MAX = 64
 _HOSTED_IDLE_S = 60.0
-# Calls that may wait for an upstream connection before the rest is told to come back later.
-_WAITING_MAX = 10_000
+# A handshake takes two round trips; whoever takes longer is a slow loris of another kind.
+_TLS_HANDSHAKE_TIMEOUT_S = 10.0
+# A client that does not answer our goodbye is left without one.
+_TLS_SHUTDOWN_TIMEOUT_S = 2.0
 # Failures in a row after which the database's breaker says that Postgres is away.
 _PROBES = 3
 # Objects made, less those freed, before the collector looks for cycles among the young, and how often it looks at older
@@ -59,6 +65,8 @@ _PROBES = 3
 _GC_THRESHOLDS = (20_000, 20, 50)
 # How long a stopping worker goes on accepting what waits in its queue.
 _LAST_ACCEPTS_S = 0.05
+# And how often it looks once more after that: a loop that was busy all the time has not looked yet.
+_LAST_LOOKS = 3
 
 _log = structlog.get_logger()
 
@@ -114,6 +122,7 @@ class Worker:
         self._metrics.gauge("castgate_billing_enabled").set(int(loaded.billing_enabled))
         self._billing = self._new_billing(self._payments) if self._payments else None
         self._hosted = HostedServer(self._services(), self._tasks)
+        self._folder = Path(parameters.config).parent  # what paths in the configuration are seen from
         self._relay = self._new_relay()
         self._spans = Spans.of(settings.traces, self._metrics)
         examples = Exemplars(
@@ -123,6 +132,11 @@ class Worker:
         if self._observer is not None:
             self._relay.new_exchange = self._observer.exchange
         self._server: asyncio.Server | None = None
+        files = self._certificate_and_key(settings)
+        self._tls = ListenerTls(*files) if files else None
+
+    def _certificate_and_key(self, settings: Settings) -> tuple[Path, ...]:
+        return tuple(self._folder / name for name in settings.listen.tls.files)
 
     def _current_rules(self) -> Rules:
         return self._rules
@@ -154,7 +168,7 @@ class Worker:
     def _new_relay(self) -> Relay:
         settings = self._settings
         loop = asyncio.get_running_loop()
-        upstream, api_key = settings.upstream, settings.identity.api_key
+        api_key = settings.identity.api_key
         relay = Relay(
             limits=_limits(settings),
             rules=self._rules,
@@ -167,22 +181,15 @@ class Worker:
             request_fields=heads.request_fields(api_key.header, api_key.alternative_header),
             new_event_id=event_id,
         )
-        relay.upstream_pool = Pool(
-            relay,
-            "upstream",
-            lambda factory: loop.create_connection(factory, upstream.host, upstream.port),
-            host_line=f"Host: {upstream.url.partition('//')[2].rstrip('/')}\r\n".encode(),
-            connections_max=upstream.connections_max,
-            waiting_max=_WAITING_MAX,
-            keepalive_idle_s=upstream.keepalive_idle_s,
-        )
+        self._upstream = new_upstream(relay, settings.upstream, self._folder)
+        relay.upstream_pool = self._upstream
         relay.hosted_pool = Pool(
             relay,
             "hosted",
             lambda factory: loop.create_connection(factory, sock=self._hosted.connect()),
             host_line=b"Host: localhost\r\n",
             connections_max=_HOSTED_CONNECTIONS_MAX,
-            waiting_max=_WAITING_MAX,
+            waiting_max=WAITING_MAX,
             keepalive_idle_s=_HOSTED_IDLE_S,
         )
         return relay
@@ -192,6 +199,7 @@ class Worker:
         await self._hosted.start()
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
+        self._tasks.start("upstream.look_up", self._upstream.look_up_forever())
         self._tasks.start("database.probe", self._probe_database())
         if self._observer is not None:
             self._tasks.start("observer.write", self._observer.write_forever())
@@ -203,13 +211,28 @@ class Worker:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
         listener.setblocking(False)
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self._relay), sock=listener, backlog=self._settings.listen.backlog
-        )
+        self._server = await self._listen(listener)
         # Modules, models and rules stay to the end: no collection need look at them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+
+        def factory() -> ClientConnection:
+            return ClientConnection(self._relay)
+
+        options: dict[str, Any] = {"sock": listener, "backlog": self._settings.listen.backlog}
+        if self._tls is not None:
+            options |= {
+                "ssl": self._tls.context,
+                "ssl_handshake_timeout": _TLS_HANDSHAKE_TIMEOUT_S,
+                "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT_S,
+            }
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(factory, **options)
+        return await loop.create_server(factory, **options)
 
     async def _probe_database(self) -> None:
         """Whether Postgres is there should be known before the first call needs it."""
@@ -221,9 +244,16 @@ class Worker:
             return
 
     async def prepare(self) -> str:
-        """Makes what is offered ready for ``take``, beside what is in use; returns its version. Raises ConfigError."""
-        self._next = await asyncio.to_thread(_offered, self._parameters)
-        return self._next[0].version
+        """Makes what is offered ready for ``take``, beside what is in use; returns its version.
+
+        The certificate is read again, too, for connections from now on. Raises ConfigError, TlsError.
+        """
+        loaded, routes = await asyncio.to_thread(_offered, self._parameters)
+        # At once, and not with ``take``: it can fail, and no rule depends on it.
+        if self._tls is not None and (files := self._certificate_and_key(loaded.settings)):
+            self._tls.reload(*files)
+        self._next = loaded.rules, routes
+        return loaded.rules.version
 
     def take(self) -> str:
         """Takes the policies and plans prepared last, for every request that begins from now on; returns their version.
@@ -242,6 +272,8 @@ class Worker:
         """Accepts no more, finishes, settles, flushes, closes: in this order nothing is lost."""
         self._relay.draining = True
         await asyncio.sleep(_LAST_ACCEPTS_S)
+        for _ in range(_LAST_LOOKS):
+            await asyncio.sleep(0)
         if self._server is not None:
             self._server.close()
         await self._relay.drain(self._settings.drain_timeout_s)
@@ -271,6 +303,10 @@ def _limits(settings: Settings) -> Limits:
         body_stall_timeout_s=limits.body_stall_timeout_s,
         keepalive_timeout_s=limits.keepalive_timeout_s,
         connections_max=limits.connections_max,
+        connections_per_address_max=limits.connections_per_address_max,
+        in_flight_max=limits.in_flight_max,
+        body_bytes_max=limits.body_bytes_max,
+        body_bytes_per_s_min=limits.body_bytes_per_s_min,
         buffered_bytes_max=limits.buffered_bytes_max,
         captured_bytes_max=limits.captured_bytes_max,
         connect_timeout_s=upstream.connect_timeout_s,
@@ -342,10 +378,17 @@ def _configuration(parameters: Parameters) -> Loaded:
     return kept if kept is not None else load(Path(parameters.config), os.environ)
 
 
-def _offered(parameters: Parameters) -> tuple[Rules, RouteTable]:
+def _offered(parameters: Parameters) -> tuple[Loaded, RouteTable]:
     """What is offered, or in force where nothing is (any more), and its routes. Raises ConfigError."""
-    rules = (accepted.read_offered(Path(parameters.runtime_dir)) or _configuration(parameters)).rules
-    return rules, RouteTable(rules.policies)
+    loaded = accepted.read_offered(Path(parameters.runtime_dir)) or _configuration(parameters)
+    return loaded, RouteTable(loaded.rules.policies)
+
+
+def _allow_many_files() -> None:
+    """Each connection is a file. Shells and service managers start programs with 1,024 of them, and allow many more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is more than the kernel takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
@@ -358,6 +401,7 @@ def main() -> None:
     zoneinfo.reset_tzpath(())
     # A Ctrl-C at the terminal is the supervisor's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _allow_many_files()
     loaded = _configuration(parameters)
     log.configure(loaded.settings.log.level, loaded.settings.log.format)
     structlog.contextvars.bind_contextvars(worker=parameters.index)

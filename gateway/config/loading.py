@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway import tls
 from gateway.config.environment import BillingVariables
 from gateway.config.errors import ConfigError, Problem
 from gateway.config.interpolation import Variables
@@ -28,6 +29,7 @@ class Loaded:
     billing_enabled: bool
     warnings: tuple[str, ...]
     files: tuple[Path, ...]  # what was read: a change of any of these, or of their folders, is worth a reload
+    other_files: tuple[Path, ...] = ()  # certificates and keys: a change of one is worth a reload, too
 
 
 def load(config_path: Path, environ: Mapping[str, str]) -> Loaded:
@@ -41,6 +43,7 @@ def load(config_path: Path, environ: Mapping[str, str]) -> Loaded:
 
     config = _document(config_path, billing.variables())
     settings = read_section(Settings, config)
+    files_of_tls = _check_tls(config, config_path.parent, settings) if settings else ()
     problems.extend(config.problems)
 
     warnings: list[str] = []
@@ -64,7 +67,26 @@ def load(config_path: Path, environ: Mapping[str, str]) -> Loaded:
         billing_enabled=not billing.missing(settings),
         warnings=(*warnings, *billing.warnings(settings)),
         files=(config_path, *paths),
+        other_files=files_of_tls,
     )
+
+
+def _check_tls(config: Document, folder: Path, settings: Settings) -> tuple[Path, ...]:
+    """Certificates are tried here: a start and a reload with ones that cannot be used are refused like any mistake."""
+    listen, upstream = settings.listen.tls, settings.upstream
+    files = tuple(folder / name for name in listen.files)
+    try:
+        if files:
+            tls.server_context(*files)
+    except tls.TlsError as error:
+        config.refuse(("listen", "tls", "certificate"), f"expected a certificate and its key, but {error}")
+    authorities = folder / upstream.ca_file if upstream.ca_file else None
+    try:
+        if authorities is not None:
+            tls.client_context(authorities)
+    except tls.TlsError as error:
+        config.refuse(("upstream", "ca_file"), f"expected a PEM file, but {error}")
+    return files
 
 
 def _policy_paths(folder: Path, warnings: list[str]) -> tuple[list[Path], str]:

@@ -19,6 +19,7 @@ from gateway.config.scalars import (
     optional,
     or_variable,
     reader_of,
+    size_bytes,
     text,
     time_zone,
     whole,
@@ -200,6 +201,11 @@ class PolicySpec(Section):
         choice(*get_args(OnClientAbort)),
         Field(description="a client that hangs up: finish (charge if the call succeeds), charge or void"),
     ] = "finish"
+    body_bytes_max: Annotated[
+        int | None,
+        optional(size_bytes("0B", "1024GiB")),
+        Field(description="of one request's body; blank: limits.body_bytes_max of config.yaml"),
+    ] = None
 
     @model_validator(mode="after")
     def _rate_limits_have_names(self) -> "PolicySpec":
@@ -226,6 +232,7 @@ class PolicySpec(Section):
             on_client_abort=self.on_client_abort,
             rate_limit_headers=self.rate_limit_headers,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
+            body_bytes_max=self.body_bytes_max,
         )
         if not unidentified:
             return policy

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
+from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path, upstream_addresses
 from gateway.config.models import Section, contradiction
 from gateway.config.scalars import (
     choice,
@@ -36,7 +37,7 @@ Host = Annotated[str, text("a host name or an IP address", r"[A-Za-z0-9._:-]+")]
 Port = Annotated[int, whole(0, 65535)]
 Sql = Annotated[str, text("an SQL statement", length_max=10_000)]
 HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")]
-UpstreamUrl = Annotated[str, url("http://host:port", "http", host_only=True)]
+File = Annotated[str | None, optional(text("a file", length_max=4096))]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
 DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
 RedisUrl = Annotated[str, url("a URL such as redis://host:6379/0", "redis", "rediss", "unix")]
@@ -117,17 +118,53 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _listen_host() -> BeforeValidator:
+    what = "a host name, an IP address or unix:/path"
+    read_host = reader_of(text(what, r"[A-Za-z0-9._:-]+"))
+
+    def read(value: object) -> str:
+        name = value.strip() if isinstance(value, str) else ""
+        if not name.startswith(UNIX):
+            host: str = read_host(value)
+            return host
+        if not is_socket_path(name.removeprefix(UNIX)):
+            raise expected(what, value)
+        return name
+
+    return BeforeValidator(read)
+
+
 _RETURN_URL = _return_url()
+
+
+class ListenTls(Section):
+    """The certificate that clients are shown: PEM files, seen from the folder of config.yaml."""
+
+    certificate: File = None
+    key: File = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "ListenTls":
+        for name, other in (("key", "certificate"), ("certificate", "key")):
+            if getattr(self, name) is None and getattr(self, other) is not None:
+                raise contradiction((name,), f"expected a file, found none, yet there is a {other}")
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Certificate and key; none where TLS is off."""
+        return (self.certificate, self.key) if self.certificate and self.key else ()
 
 
 class Listen(Section):
     """Where clients connect."""
 
-    # Nothing listens wider than it was asked to; a container sets HOST=0.0.0.0.
-    host: Host = "127.0.0.1"
+    # Nothing listens wider than it was asked to; a container sets HOST=0.0.0.0. unix:/path has no port.
+    host: Annotated[str, _listen_host()] = "127.0.0.1"
     port: Port = 8080  # 0: any free port
     # Connections that the kernel keeps while all workers are busy; a burst of one client's whole pool and more.
     backlog: Annotated[int, whole(1, 65535)] = 1024
+    tls: ListenTls = ListenTls()
 
 
 class Admin(Section):
@@ -144,7 +181,18 @@ class Admin(Section):
 class Upstream(Section):
     """Phase 1: where it is and how long it may take."""
 
-    url: UpstreamUrl
+    addresses: Annotated[tuple[UpstreamAddress, ...], upstream_addresses()] = Field(alias="url")
+    # Who vouches for the certificate of an https:// address: a PEM file. Blank: the authorities that the system trusts.
+    ca_file: File = None
+    # The name that the certificate must have, where it is not the host of the address.
+    server_name: Annotated[str | None, optional(text("a host name", r"[A-Za-z0-9._-]+"))] = None
+    # Names are looked up again this often, beside the calls; a lookup does not tell the name's own time to live.
+    dns_ttl_s: Annotated[float, duration_s("100ms", "1d")] = Field(default=30.0, alias="dns_ttl")
+    # Failures in a row (no connection, none of an answer, none in time) after which an address gets no calls, unless
+    # it is the last one. One failure may be a restart; three are not chance.
+    eject_after: Annotated[int, whole(1, 1000)] = 3
+    # And for how long: then one call tries it. Twice as long each time that fails, up to eight times.
+    eject_for_s: Annotated[float, duration_s("10ms", "1h")] = Field(default=10.0, alias="eject_for")
     # It stands in the same network; one lost SYN (1 s) may be sent again.
     connect_timeout_s: Annotated[float, duration_s("1ms", "1m")] = Field(default=2.0, alias="connect_timeout")
     # From the end of the request to the answer's head: the slowest cast, with room.
@@ -153,16 +201,8 @@ class Upstream(Section):
     idle_timeout_s: Annotated[float, duration_s("1ms", "1h")] = Field(default=60.0, alias="idle_timeout")
     # actix closes idle connections after 5 s; whoever lets go first never writes into a closing connection.
     keepalive_idle_s: Annotated[float, duration_s("0s", "1h")] = Field(default=4.0, alias="keepalive_idle")
-    # Per worker. actix accepts 25,000 in all; more than this at once is a queue that is better kept on our side.
+    # Per worker and address. actix accepts 25,000 in all; more at once than this is a queue better kept on our side.
     connections_max: Annotated[int, whole(1, 65_536)] = 256
-
-    @property
-    def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        return urlsplit(self.url).port or 80
 
 
 class Limits(Section):
@@ -180,7 +220,16 @@ class Limits(Section):
     keepalive_timeout_s: Annotated[float, duration_s("0s", "1h")] = Field(default=75.0, alias="keepalive_timeout")
     # WebSockets on which neither side says anything; most libraries ping every 20 to 60 s.
     tunnel_idle_timeout_s: Annotated[float, duration_s("1s", "1d")] = Field(default=600.0, alias="tunnel_idle_timeout")
-    connections_max: Annotated[int, whole(1, 1_000_000)] = 20_000  # per worker; some 10 KiB each: 200 MiB
+    connections_max: Annotated[int, whole(1, 1_000_000)] = 20_000  # per worker; some 5 KiB each while idle: 100 MiB
+    # Per worker and client address. 0 is no limit: behind a load balancer all clients have its address.
+    connections_per_address_max: Annotated[int, whole(0, 1_000_000)] = 0
+    # Per worker: calls that have begun and not ended. Sixteen for each upstream connection may wait; with up to twice
+    # buffered_bytes_max each, and what the kernel keeps, that is at most some 600 MiB.
+    in_flight_max: Annotated[int, whole(1, 1_000_000)] = 4096
+    # Of one request. Bodies stream, so this costs no memory; it bounds what one call may move. Policies may differ.
+    body_bytes_max: Annotated[int, size_bytes("0B", "1024GiB")] = 4 * 1024**3
+    # A second, asked of uploads only while other calls wait for the upstream connections that slow ones hold.
+    body_bytes_per_s_min: Annotated[int, size_bytes("0B", "1GiB")] = Field(default=1024, alias="body_rate_min")
     # Per stream and direction, before its sender is paused: 20,000 streams that all stall stay under 3 GiB.
     buffered_bytes_max: Annotated[int, size_bytes("4KiB", "16MiB")] = 64 * 1024
     # Of an answer, to read the cast's id from; a longer answer is charged without one.
@@ -377,6 +426,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> "Settings":
+        if self.listen.host.startswith(UNIX):
+            return self
         hosts = {self.listen.host, self.admin.host}
         is_same_host = len(hosts) == 1 or hosts & _EVERYWHERE
         if is_same_host and self.admin.port == self.listen.port != 0:

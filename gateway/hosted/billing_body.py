@@ -6,6 +6,7 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gateway.config.addresses import UNIX
 from gateway.config.settings import Settings
 from gateway.hosted.answers import Problem, found_text, invalid, unprocessable
 from gateway.hosted.body import read_json_object
@@ -90,12 +91,18 @@ def return_address(settings: Settings, field: str, asked: str | None, configured
     Raises RefusedError: 400 for what is no URL, 422 for a site that is not in ``billing.return_origins``.
     """
     if asked is None:
-        host = settings.listen.host
-        own = f"http://{f'[{host}]' if ':' in host else host}:{settings.listen.port}/"
-        return configured or own
+        return configured or _own_address(settings)
     origin = origin_of(asked)
     if origin is None:
         raise invalid(Problem(field=field, found=found_text(asked), expected=_URL_EXPECTED))
     if origin not in settings.billing.return_origins:
         raise unprocessable(Problem(field=field, found=origin, expected="a site of billing.return_origins"))
     return asked
+
+
+def _own_address(settings: Settings) -> str:
+    listen = settings.listen
+    scheme = "https" if listen.tls.files else "http"
+    if listen.host.startswith(UNIX):  # what stands before us is the operator's to know, and to configure
+        return f"{scheme}://localhost/"
+    return f"{scheme}://{f'[{listen.host}]' if ':' in listen.host else listen.host}:{listen.port}/"

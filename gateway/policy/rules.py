@@ -96,6 +96,7 @@ class Policy:
     # The limits on callers whom nobody knows, as a policy of its own; None: they pass, and the service behind decides.
     unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
+    body_bytes_max: int | None = None  # of one request; None: the gateway's own limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,10 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
         self.address = peername[0].encode() if isinstance(peername, tuple) else b"unknown"
-        self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % self.address
+        self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
+            self.address,
+            b"http" if transport.get_extra_info("sslcontext") is None else b"https",
+        )
         self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
         self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
         if not self._relay.opened(self):
@@ -163,12 +166,15 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self.phase == TUNNEL and self.peer is not None:
             self._at_eof = True
-            return self.peer.half_close()
+            # TLS has no half-close here: its end is the end of both directions.
+            return self.peer.half_close() and self.transport.can_write_eof()
         # Whoever shuts down its sending side while it waits cannot be told from whoever has left, so it has left.
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         was = self.phase
+        if was == BUSY:
+            self._relay.in_flight -= 1
         self.phase = CLOSED
         self._relay.closed(self)
         self._requests.clear()
@@ -351,7 +357,9 @@ class ClientConnection(asyncio.Protocol):
             self._advancing = True
             # A client that does not read its answers gets no more of them.
             while self.exchange is None and self._requests and self.phase < LINGERING and self.writable:
-                self.phase = BUSY
+                if self.phase != BUSY:
+                    self.phase = BUSY
+                    self._relay.in_flight += 1
                 self.exchange = exchange = self._relay.new_exchange(self._relay, self, self._requests.popleft())
                 exchange.start()
             self._advancing = False
@@ -360,6 +368,8 @@ class ClientConnection(asyncio.Protocol):
         self.update_reading()
 
     def _await_request(self) -> None:
+        if self.phase == BUSY:
+            self._relay.in_flight -= 1
         if self._incoming is None:
             self._head_bytes = 0
             self.phase = IDLE
@@ -434,6 +444,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish(self, *, linger: bool) -> None:
         self._requests.clear()
+        if self.phase == BUSY:
+            self._relay.in_flight -= 1
         self.phase = LINGERING
         self._unsent_bytes = self.transport.get_write_buffer_size()
         self.deadline = self._relay.clock_s + (
@@ -447,6 +459,7 @@ class ClientConnection(asyncio.Protocol):
 
     def become_tunnel(self, peer: "UpstreamConnection") -> bytes:
         """From here bytes pass as they come. Returns what the client has already sent for the other side."""
+        self._relay.in_flight -= 1
         self.phase = TUNNEL
         self.peer = peer
         self.exchange = None
@@ -459,8 +472,10 @@ class ClientConnection(asyncio.Protocol):
         """The upstream sends no more. False where the client does not either: the tunnel is over."""
         if self._at_eof or self.phase != TUNNEL:
             return False
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        if not self.transport.can_write_eof():
+            self.transport.close()  # TLS: what is written goes out, and then both directions end
+            return False
+        self.transport.write_eof()
         return True
 
     def close(self) -> None:

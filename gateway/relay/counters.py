@@ -17,6 +17,8 @@ class Counters:
         self._metrics = metrics
         self.connections_open = metrics.gauge("castgate_connections_open")
         self.upstream_connections = metrics.gauge("castgate_upstream_connections")
+        self.upstream_addresses = metrics.gauge("castgate_upstream_addresses")
+        self.upstream_ejections = metrics.counter("castgate_upstream_ejections_total")
         self.unidentified_success = metrics.counter("castgate_unidentified_success_total")
         self._requests: dict[str, Counter] = {}
         self._casts: dict[tuple[str, int], tuple[Counter, Histogram]] = {}

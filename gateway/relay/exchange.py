@@ -32,14 +32,19 @@ from gateway.relay.meter import Meter
 if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.identify import Credentials
+    from gateway.relay.balancer import Balancer
     from gateway.relay.client import ClientConnection
+    from gateway.relay.pool import Pool
     from gateway.relay.relay import Relay
     from gateway.relay.request import Request
-    from gateway.relay.upstream import Pool, UpstreamConnection
+    from gateway.relay.upstream import UpstreamConnection
 
 NEW, ADMITTING, CONNECTING, SENT, ANSWERING, DONE = range(6)
 # Above every time-out of the stores that identity and admission wait for, which give their own answers before.
 _ADMIT_TIMEOUT_S = 10.0
+# While others wait for an upstream connection: so long may a client be slow to send, or take nothing of its answer.
+_DAWDLING_SENDER_S = 1.0
+_DAWDLING_READER_S = 5.0
 
 
 class Exchange:
@@ -49,6 +54,8 @@ class Exchange:
         "_abandoned",
         "_account",
         "_asked",
+        "_body_bytes",
+        "_body_bytes_max",
         "_captured",
         "_captured_bytes",
         "_client",
@@ -83,7 +90,7 @@ class Exchange:
         self._credentials: Credentials | None = None
         self._hold: Hold | None = None
         self._metered = False  # admitted under a policy and not settled yet
-        self._pool: Pool | None = None
+        self._pool: Pool | Balancer | None = None
         self._request_id = b""
         self._keep_alive = request.keep_alive
         self._abandoned = False  # the client left; the answer is read for what it costs, and thrown away
@@ -93,6 +100,8 @@ class Exchange:
         self._captured_bytes = 0
         self.meter: Meter | None = None  # there where the policy's cost is measured
         self._writing_body = False
+        self._body_bytes = 0  # of the request, passed on
+        self._body_bytes_max = relay.limits.body_bytes_max
         self._status = rules.NEVER_ANSWERED
         self._ends_with_connection = False
 
@@ -100,6 +109,10 @@ class Exchange:
 
     def start(self) -> None:
         relay, request = self._relay, self.request
+        if relay.in_flight > relay.limits.in_flight_max and request.refusal is None:
+            relay.counters.request("refused")
+            self._refuse(relay.too_many_in_flight(), keep_alive=True)
+            return
         if request.matched_by is not relay.routes:
             refusal = request.refusal or relay.refusal_of(request)
             if refusal is not None:
@@ -108,7 +121,8 @@ class Exchange:
                 return
             if request.target.partition(b"?")[0] in relay.hosted_paths:
                 relay.counters.request("hosted")
-                self._forward(relay.hosted_pool)
+                if not self._refuse_large_body():
+                    self._forward(relay.hosted_pool)
                 return
             request.match = relay.routes.match(request.method, request.target)
             request.matched_by = relay.routes
@@ -119,7 +133,8 @@ class Exchange:
         match = request.match
         if match is None:
             relay.counters.request("plain")
-            self._forward(relay.upstream_pool)
+            if not self._refuse_large_body():
+                self._forward(relay.upstream_pool)
         elif isinstance(match, Ambiguous):
             relay.counters.request("refused")
             self._refuse(relay.ambiguous_target(request, match))
@@ -132,7 +147,21 @@ class Exchange:
         else:
             relay.counters.request("policy")
             self._policy = self._asked = match
-            self._identify()
+            if match.body_bytes_max is not None:
+                self._body_bytes_max = match.body_bytes_max
+            if not self._refuse_large_body():
+                self._identify()
+
+    def _refuse_large_body(self) -> bool:
+        """Refuses a body that is known to be too large, whether its length says so or what has come of it."""
+        request = self.request
+        body_bytes = request.content_length or self._body_bytes + request.body_bytes
+        if body_bytes <= self._body_bytes_max:
+            return False
+        request.refusal = self._relay.body_too_large(body_bytes, self._body_bytes_max, is_whole=not request.chunked)
+        request.keep_alive = False
+        self.request_broken()
+        return True
 
     # --- identify
 
@@ -242,11 +271,15 @@ class Exchange:
 
     # --- forward
 
-    def _forward(self, pool: "Pool") -> None:
+    def _forward(self, pool: "Pool | Balancer") -> None:
         self._state = CONNECTING
         self._pool = pool
-        self._client.deadline = self._relay.clock_s + self._relay.limits.connect_timeout_s
+        self.connecting_again()
         pool.acquire(self)
+
+    def connecting_again(self) -> None:
+        """Nothing was sent yet, and an upstream connection is waited for from now on."""
+        self._client.deadline = self._relay.clock_s + self._relay.limits.connect_timeout_s
 
     def connected(self, upstream: "UpstreamConnection") -> None:
         """Sends the head, and what has arrived of the body, in one write."""
@@ -254,7 +287,10 @@ class Exchange:
         assert pool is not None
         self._state = SENT
         self.upstream = upstream
-        client.deadline = self._relay.clock_s + self._relay.limits.first_byte_timeout_s
+        limits = self._relay.limits
+        client.deadline = self._relay.clock_s + (
+            limits.first_byte_timeout_s if request.complete else limits.body_stall_timeout_s
+        )
         upstream.start(self)
         if not client.writable:
             upstream.pause_reading()
@@ -279,7 +315,7 @@ class Exchange:
         upstream.write(b"".join(parts))
         client.update_reading()
 
-    def _forwarded_head(self, pool: "Pool") -> bytes:
+    def _forwarded_head(self, pool: "Pool | Balancer") -> bytes:
         """The head's lines that are the same for every request with the same head on this connection."""
         request, forwarded_line = self.request, self._client.forwarded_line
         lines = request.lines
@@ -309,11 +345,14 @@ class Exchange:
         else:
             parts += request.body
         request.body.clear()
+        self._body_bytes += request.body_bytes
         request.body_bytes = 0
 
     def body_arrived(self) -> None:
         """More of the request's body: passed on, or kept (and the client paused) while the upstream cannot take it."""
         upstream, request = self.upstream, self.request
+        if request.chunked and self._refuse_large_body():
+            return
         if upstream is not None and upstream.writable and self._state < DONE:
             parts: list[bytes] = []
             self._take_body(parts)
@@ -335,6 +374,15 @@ class Exchange:
         """Whether no more of the request's body should be read now."""
         upstream = self.upstream
         return self.request.body_bytes > bytes_max or (upstream is not None and not upstream.writable)
+
+    def is_dawdling(self) -> bool:
+        """Whether the client hardly sends its request, or takes nothing of its answer: asked while others wait."""
+        relay, client = self._relay, self._client
+        if self._state == SENT and not self.request.complete:
+            elapsed_s = relay.now() - self._started
+            return elapsed_s > _DAWDLING_SENDER_S and self._body_bytes < elapsed_s * relay.limits.body_bytes_per_s_min
+        unread_s = relay.now() - (client.deadline - relay.limits.idle_timeout_s)
+        return self._state == ANSWERING and not client.writable and unread_s > _DAWDLING_READER_S
 
     def _is_sent(self) -> bool:
         """Whether the upstream was given the whole request: only then its connection is at a message's end."""
@@ -469,6 +517,7 @@ class Exchange:
         if self._state >= SENT and choice == "finish" and self.request.complete:
             self._abandoned = True
             self._relay.abandoned.add(self)
+            self._relay.in_flight += 1
             if self.upstream is not None:
                 self.upstream.resume_reading()
             return
@@ -494,6 +543,8 @@ class Exchange:
             self._settle(rules.NEVER_SENT)
             self._refuse(self._relay.upstream_timeout("no connection to the upstream came free"), keep_alive=True)
         elif self._state == SENT:
+            if self.request.complete and self.upstream is not None:
+                self.upstream.pool.failed()
             self._drop_upstream()
             self._settle(rules.NEVER_ANSWERED)
             if self.request.complete:
@@ -533,8 +584,9 @@ class Exchange:
         self._client.exchange_done(keep_alive=keep)
 
     def _leave_abandoned(self) -> None:
-        if self._abandoned:
-            self._relay.abandoned.discard(self)
+        if self._abandoned and self in self._relay.abandoned:
+            self._relay.abandoned.remove(self)
+            self._relay.in_flight -= 1
 
     @property
     def finished(self) -> bool:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from gateway.identify import Credentials, Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
-    from gateway.relay.upstream import Pool
+    from gateway.relay.balancer import Balancer
+    from gateway.relay.pool import Pool
     from gateway.tasks import Tasks
 
 # Deadlines are looked at this often, and counted from the next look: a time-out is never early, and late by at most two
@@ -34,6 +35,7 @@ TICK_S = 0.25
 # told, with the answer, that the connection ends.
 DRAIN_GRACE_S = 1.0
 _REQUEST_ID_CHARACTERS_MAX = 128
+UNKNOWN_ADDRESS = b"unknown"  # of a client at the other end of a Unix socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,10 @@ class Limits:
     body_stall_timeout_s: float
     keepalive_timeout_s: float
     connections_max: int
+    connections_per_address_max: int  # 0: no limit
+    in_flight_max: int
+    body_bytes_max: int
+    body_bytes_per_s_min: int
     buffered_bytes_max: int
     captured_bytes_max: int
     connect_timeout_s: float
@@ -80,13 +86,15 @@ class Relay:
         self.hosted_paths = hosted_paths
         self.request_fields = request_fields
         self.new_event_id = new_event_id
-        self.upstream_pool: Pool
+        self.upstream_pool: Pool | Balancer
         self.hosted_pool: Pool
         # What a request becomes; an Observer takes this place where some are to be watched.
         self.new_exchange: Callable[[Relay, ClientConnection, Request], Exchange] = Exchange
         self.draining = False
         self.abandoned: set[Exchange] = set()
+        self.in_flight = 0  # exchanges under way, of clients that wait and of those that have left
         self._connections: set[ClientConnection] = set()
+        self._connections_by_address: dict[bytes, int] = {}  # empty where there is no limit on them
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         # Loop time when the next tick is due: what deadlines are counted from, since reading it is free.
@@ -112,11 +120,21 @@ class Relay:
         """Registers a client connection; False where there are too many."""
         self._connections.add(connection)
         self.counters.connections_open.set(len(self._connections))
-        return len(self._connections) <= self.limits.connections_max
+        limits = self.limits
+        if limits.connections_per_address_max and connection.address != UNKNOWN_ADDRESS:
+            count = self._connections_by_address.get(connection.address, 0) + 1
+            self._connections_by_address[connection.address] = count
+            if count > limits.connections_per_address_max:
+                return False
+        return len(self._connections) <= limits.connections_max
 
     def closed(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
         self.counters.connections_open.set(len(self._connections))
+        if connection.address in self._connections_by_address:
+            self._connections_by_address[connection.address] -= 1
+            if not self._connections_by_address[connection.address]:
+                del self._connections_by_address[connection.address]
 
     @property
     def connections_open(self) -> int:
@@ -132,12 +150,13 @@ class Relay:
     def tick(self) -> None:
         now = self.now()
         self.clock_s = now + TICK_S
+        # First what may come free, then who has waited too long for it.
+        self.upstream_pool.tick()
+        self.hosted_pool.tick()
         for connection in [late for late in self._connections if late.deadline < now]:
             connection.timed_out()
         for exchange in [late for late in self.abandoned if late.deadline < now]:
             exchange.timed_out()
-        self.upstream_pool.close_old()
-        self.hosted_pool.close_old()
         self.counters.upstream_connections.set(len(self.upstream_pool))
 
     async def drain(self, timeout_s: float) -> None:
@@ -190,6 +209,19 @@ class Relay:
                 f"found {len(request.request_id)} characters, expected at most {_REQUEST_ID_CHARACTERS_MAX}",
             )
         return None
+
+    def too_many_in_flight(self) -> Answer:
+        return answers.error(503, "overloaded", "Too many calls are under way. Try again.", retry_after_s=1)
+
+    def body_too_large(self, body_bytes: int, bytes_max: int, *, is_whole: bool) -> Answer:
+        """``is_whole``: the length is what the request said; else it is what had come when it was too much."""
+        found = f"found {body_bytes} bytes" if is_whole else f"found {body_bytes} bytes and more to come"
+        return answers.error(
+            413,
+            "invalid_request",
+            "The request's body is too large.",
+            details=f"{found}, expected at most {bytes_max}",
+        )
 
     def ambiguous_target(self, request: Request, match: Ambiguous) -> Answer:
         target = request.target[:200].decode("latin-1")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from gateway.policy.routes import Ambiguous, RouteTable
     from gateway.policy.rules import Policy
 
+_LENGTH_DIGITS_MAX = 20  # of 2^64
+
 
 class Request:
     """What the parser has found so far; filled in by the client connection, read and emptied by the exchange."""
@@ -23,6 +25,7 @@ class Request:
         "chunked",
         "complete",
         "connection_options",
+        "content_length",
         "cookie",
         "credentials",
         "doubt",
@@ -64,6 +67,7 @@ class Request:
         self.upgrade: bytes | None = None
         self.expects_continue = False
         self.has_length = False
+        self.content_length = 0
         self.chunked = False
         self.http_1_0 = False
         self.keep_alive = True
@@ -87,6 +91,8 @@ class Request:
             self.hosts += 1
         elif field == heads.CONTENT_LENGTH:
             self.has_length = True
+            # What is no number the parser refuses, as it does beyond 64 bits; leading zeros it takes without end.
+            self.content_length = int(value[-_LENGTH_DIGITS_MAX:]) if value.isdigit() else 0
         elif field == heads.AUTHORIZATION:
             self.has_two_credentials |= self.authorization is not None
             self.authorization = value

@@ -1,25 +1,22 @@
-"""The upstream's side of the relay: one connection, and the pool that keeps the idle ones.
+"""The upstream's side of the relay: one connection. ``pool.py`` keeps the idle ones.
 
 An answer is turned into the bytes for the client while it is parsed, collected, and handed over only when the parser
 has accepted everything it was fed: a bad upstream cannot split an answer in two.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from gateway.relay import heads
-from gateway.relay.known import KnownAnswer, KnownAnswers
+from gateway.relay.known import KnownAnswer
 
 if TYPE_CHECKING:
     from gateway.relay.client import ClientConnection
     from gateway.relay.exchange import Exchange
+    from gateway.relay.pool import Pool
     from gateway.relay.relay import Relay
-
-Connector = Callable[[Callable[[], "UpstreamConnection"]], Awaitable[object]]
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -118,10 +115,12 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self.complete:
                 self._unusable = True
+                self.pool.failed()
                 exchange.upstream_failed(f"the upstream's answer is not valid HTTP/1.1: {error}")
                 return
             self._unusable = True  # bytes after a complete answer
         if self._invalid is not None:
+            self.pool.failed()
             exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
         elif self._out or self.complete:
             if is_whole and self._plain and self.complete and not self._unusable:
@@ -148,7 +147,8 @@ class UpstreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self.peer is not None:
             self._at_eof = True
-            return self.peer.half_close()
+            # TLS has no half-close here: its end is the end of both directions.
+            return self.peer.half_close() and self.transport.can_write_eof()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,6 +163,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._end_of_body()  # an answer that ends where the connection does (RFC 9112 §6.3, item 8)
             exchange.answer_arrived(self)
         else:
+            if not self.head_done and not self.used:  # a used one may just have been let go, as is its right
+                self.pool.failed()
             exchange.upstream_lost(self)
 
     def pause_writing(self) -> None:
@@ -295,6 +297,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = None
         self.used = True
         self.resume_reading()
+        if self.pool.is_doubtful and self.complete:
+            self.pool.succeeded()
         if reusable and self.open and self.complete and not self._unusable and not self.transport.is_closing():
             self.pool.release(self)
         else:
@@ -302,7 +306,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def close(self) -> None:
         self._unusable = True
-        if self.open:
+        if self.open and not self.transport.is_closing():
             self.transport.abort()
 
     # --- tunnel
@@ -322,130 +326,8 @@ class UpstreamConnection(asyncio.Protocol):
         """The client sends no more. False where the upstream does not either: the tunnel is over."""
         if self._at_eof or not self.open:
             return False
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        if not self.transport.can_write_eof():
+            self.transport.close()  # TLS: what is written goes out, and then both directions end
+            return False
+        self.transport.write_eof()
         return True
-
-
-class Pool:
-    """Connections to one upstream. Idle ones are reused newest first, so that surplus ones grow old and are closed."""
-
-    def __init__(
-        self,
-        relay: "Relay",
-        name: str,
-        connector: Connector,
-        *,
-        host_line: bytes,
-        connections_max: int,
-        waiting_max: int,
-        keepalive_idle_s: float,
-    ) -> None:
-        self.name = name
-        self.known_answers = KnownAnswers()
-        self.host_line = host_line  # for HTTP/1.0 requests that name no host
-        self._relay = relay
-        self._connector = connector
-        self._connections_max = connections_max
-        self._waiting_max = waiting_max
-        self._keepalive_idle_s = keepalive_idle_s
-        self._idle: list[UpstreamConnection] = []
-        self._all: set[UpstreamConnection] = set()
-        self._connecting = 0
-        self._waiting: deque[Exchange] = deque()
-
-    def acquire(self, exchange: "Exchange") -> None:
-        """Calls ``exchange.connected`` at once with an idle connection, or later with a new or released one.
-
-        ``exchange.connect_failed`` says that none could be made; ``exchange.overloaded`` that too many wait already.
-        """
-        oldest = self._relay.clock_s - self._keepalive_idle_s
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open and connection.idle_since >= oldest:
-                exchange.connected(connection)
-                return
-            connection.close()
-        if len(self._waiting) >= self._waiting_max:
-            exchange.overloaded()
-            return
-        self._waiting.append(exchange)
-        self._connect_more()
-
-    def _connect_more(self) -> None:
-        if self._connecting < len(self._waiting) and len(self._all) + self._connecting < self._connections_max:
-            self._connecting += 1
-            self._relay.tasks.start(f"connect to {self.name}", self._connect())
-
-    async def _connect(self) -> None:
-        connection = UpstreamConnection(self._relay, self)
-        try:
-            async with asyncio.timeout(self._relay.limits.connect_timeout_s):
-                await self._connector(lambda: connection)
-        except (OSError, TimeoutError) as error:
-            self._connecting -= 1
-            if self._waiting:
-                self._waiting.popleft().connect_failed(error)
-            self._connect_more()
-            return
-        self._connecting -= 1
-        if not connection.open:  # accepted and closed in one breath
-            if self._waiting:
-                self._waiting.popleft().connect_failed(ConnectionResetError("closed as soon as it was opened"))
-            return
-        self._all.add(connection)
-        self._offer(connection)
-
-    def _offer(self, connection: UpstreamConnection) -> None:
-        while self._waiting:
-            exchange = self._waiting.popleft()
-            if not exchange.finished:
-                exchange.connected(connection)
-                return
-        connection.idle_since = self._relay.clock_s
-        self._idle.append(connection)
-
-    def release(self, connection: UpstreamConnection) -> None:
-        """A connection whose exchange is over: the next one waiting gets it, else it idles."""
-        self._offer(connection)
-
-    def give_up(self, exchange: "Exchange") -> None:
-        """The exchange no longer waits."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
-
-    def leave(self, connection: UpstreamConnection) -> None:
-        """A connection that has become a tunnel: calls must not wait because others talk for hours."""
-        self._all.discard(connection)
-        self._connect_more()
-
-    def lost(self, connection: UpstreamConnection) -> None:
-        self._all.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        self._connect_more()
-
-    def close_old(self) -> None:
-        """Closes what has idled too long; called from ``Relay.tick``."""
-        oldest = self._relay.clock_s - self._keepalive_idle_s
-        for connection in [idle for idle in self._idle if idle.idle_since < oldest]:
-            self._idle.remove(connection)
-            connection.close()
-
-    def close(self) -> None:
-        """Closes every connection; exchanges still under way see it lost."""
-        for connection in list(self._all):
-            connection.close()
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    @property
-    def busy(self) -> int:
-        """Connections that carry a call."""
-        return len(self._all) - len(self._idle)
-
-    @property
-    def waiting(self) -> int:
-        """Exchanges that wait for a connection."""
-        return len(self._waiting)

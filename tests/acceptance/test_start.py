@@ -72,7 +72,8 @@ async def test_without_postgres_it_starts_degraded_and_casts_go_on(fleet: Fleet)
         (
             "UPSTREAM_URL",
             "ftp://x",
-            'config.yaml:24:8: upstream.url: expected http://host:port, found "ftp://x" (from ${UPSTREAM_URL})',
+            "config.yaml:27:8: upstream.url: expected http://host:port, https://host:port or unix:/path, "
+            'found "ftp://x" (from ${UPSTREAM_URL})',
         ),
         (
             "PORT",

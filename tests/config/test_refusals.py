@@ -117,7 +117,8 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "merge key": (
         cast("cost:", "<<: {mode: shadow}\n    cost:"),
         'policies/cast.yaml:4:5: policies[0].<<: unknown key "<<", expected one of '
-        "cost, match, mode, name, on_client_abort, on_store_failure, rate_limit_headers, rate_limits, record",
+        "body_bytes_max, cost, match, mode, name, on_client_abort, on_store_failure, rate_limit_headers, rate_limits, "
+        "record",
     ),
     "missing key": (cast("path: /v1/cast", ""), 'policies/cast.yaml:3:12: policies[0].match: missing key "path"'),
     "missing section": (
@@ -194,19 +195,47 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     # addresses
     "an address without scheme": (
         upstream("localhost:3000"),
-        'config.yaml:1:17: upstream.url: expected http://host:port, found "localhost:3000"',
+        "config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, "
+        'found "localhost:3000"',
     ),
     "an upstream with a path": (
         upstream("http://localhost:3000/api"),
-        'config.yaml:1:17: upstream.url: expected http://host:port, found "http://localhost:3000/api"',
+        'config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, found "http://localhost:3000/api"',
     ),
-    "an upstream over TLS": (
-        upstream("https://localhost"),
-        'config.yaml:1:17: upstream.url: expected http://host:port, found "https://localhost"',
+    "one bad upstream of two": (
+        upstream('"http://localhost,ftp://localhost"'),
+        'config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, found "ftp://localhost"',
+    ),
+    "one upstream twice": (
+        upstream('"http://localhost, http://localhost"'),
+        'config.yaml:1:17: upstream.url: expected each address once, found "http://localhost"',
+    ),
+    "an upstream at a relative path": (
+        upstream("unix:run/upstream.sock"),
+        "config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, "
+        'found "unix:run/upstream.sock"',
+    ),
+    "a listener at a relative path": (
+        config("listen: {host: 'unix:castgate.sock'}\n"),
+        'config.yaml:8:16: listen.host: expected a host name, an IP address or unix:/path, found "unix:castgate.sock"',
+    ),
+    "a certificate without its key": (
+        config("listen: {tls: {certificate: a.pem}}\n"),
+        "config.yaml:8:15: listen.tls.key: expected a file, found none, yet there is a certificate",
+    ),
+    "a certificate that is not there": (
+        config("listen: {tls: {certificate: no/a.pem, key: no/a.key}}\n"),
+        "config.yaml:8:29: listen.tls.certificate: expected a certificate and its key, but no/a.pem cannot be read: "
+        "No such file or directory",
+    ),
+    "authorities that are none": (
+        {"config.yaml": CONFIG.replace('}"}', '}", ca_file: config.yaml}', 1)},
+        "config.yaml:1:45: upstream.ca_file: expected a PEM file, but config.yaml holds no certificates: "
+        "NO_CERTIFICATE_OR_CRL_FOUND",
     ),
     "a port that cannot be": (
         upstream("http://localhost:99999"),
-        'config.yaml:1:17: upstream.url: expected http://host:port, found "http://localhost:99999"',
+        'config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, found "http://localhost:99999"',
     ),
     # contradictions
     "one port for two listeners": (
@@ -413,12 +442,14 @@ def test_a_defect_is_told_with_its_place_its_key_and_what_was_expected(defect: s
         (
             "UPSTREAM_URL",
             "localhost:3000",
-            'config.yaml:1:17: upstream.url: expected http://host:port, found "localhost:3000" (from ${UPSTREAM_URL})',
+            "config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, "
+            'found "localhost:3000" (from ${UPSTREAM_URL})',
         ),
         (
             "UPSTREAM_URL",
             "",
-            'config.yaml:1:17: upstream.url: expected http://host:port, found "" (from ${UPSTREAM_URL})',
+            "config.yaml:1:17: upstream.url: expected http://host:port, https://host:port or unix:/path, "
+            'found "" (from ${UPSTREAM_URL})',
         ),
         (
             "DATABASE_URL",

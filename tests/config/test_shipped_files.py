@@ -60,7 +60,7 @@ def test_the_variables_of_the_design_have_their_place() -> None:
     loaded = load(ROOT / "config.yaml", environ)
     settings = loaded.settings
     assert (settings.listen.port, settings.admin.port) == (0, 0)
-    assert (settings.upstream.host, settings.upstream.port) == ("127.0.0.1", 3000)
+    assert [(one.host, one.port) for one in settings.upstream.addresses] == [("127.0.0.1", 3000)]
     assert settings.billing.stripe_api_base == "http://127.0.0.1:12111"
     assert settings.billing.stripe_secret_key is not None
     assert settings.billing.stripe_secret_key.get_secret_value() == "sk_test_1"

@@ -36,7 +36,7 @@ def image_environment() -> dict[str, str]:
 
 def test_its_variables_make_a_configuration_that_others_can_connect_to(loaded: Loaded) -> None:
     assert loaded.settings.listen.host == "0.0.0.0"
-    assert loaded.settings.upstream.host.endswith(".internal")  # private
+    assert [one.host.endswith(".internal") for one in loaded.settings.upstream.addresses] == [True]  # private
     assert [warning for warning in loaded.warnings if "COST" in warning] == []
 
 

@@ -13,8 +13,8 @@ from gateway.metrics import Metrics
 from gateway.policy.rules import Plan, Rules
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
+from gateway.relay.pool import Pool
 from gateway.relay.relay import Limits, Relay
-from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
 
 LIMITS = Limits(
@@ -25,6 +25,10 @@ LIMITS = Limits(
     body_stall_timeout_s=10,
     keepalive_timeout_s=10,
     connections_max=1000,
+    connections_per_address_max=0,
+    in_flight_max=1000,
+    body_bytes_max=1024**4,
+    body_bytes_per_s_min=1024,
     buffered_bytes_max=64 * 1024,
     captured_bytes_max=64 * 1024,
     connect_timeout_s=2,

@@ -1,6 +1,6 @@
 """A request that is refused keeps its body to itself: the next one with the same head has its own, and no other."""
 
-from gateway.relay.upstream import Pool
+from gateway.relay.pool import Pool
 from tests.relay.conftest import Running
 from tests.relay.test_known import POST, answer_of, echo
 
