@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 20.0
@@ -152,5 +153,9 @@ async def serving(
             await served.ended()
     finally:
         if process.returncode is None:
-            process.kill()
+            # Its workers as well: they hold its pipes open, and waiting for these would hide what has failed.
+            family = psutil.Process(process.pid)
+            for member in (*family.children(recursive=True), family):
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
         await served.ended()
