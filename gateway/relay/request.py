@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from gateway.policy.routes import Ambiguous, RouteTable
     from gateway.policy.rules import Policy
 
+# A length of more digits is more than any server counts to, or hides behind zeros.
+_LENGTH_DIGITS_MAX = 18
+
 
 class Request:
     """What the parser has found so far; filled in by the client connection, read and emptied by the exchange."""
@@ -29,6 +32,9 @@ class Request:
         "expects_continue",
         "forwarded_for",
         "forwarded_head",
+        "forwarded_host",
+        "forwarded_lines",
+        "forwarded_proto",
         "has_length",
         "has_two_credentials",
         "head_bytes",
@@ -39,12 +45,14 @@ class Request:
         "lines",
         "match",
         "matched_by",
+        "max_forwards",
         "method",
         "refusal",
         "request_id",
         "target",
         "trailers",
         "upgrade",
+        "wants_trailers",
     )
 
     def __init__(self) -> None:
@@ -59,7 +67,13 @@ class Request:
         self.api_key: bytes | None = None
         self.cookie: bytes | None = None
         self.request_id: bytes | None = None
+        # What proxies before this one say, or the client claims: not in ``lines``, for it is said anew.
+        self.forwarded_lines: list[bytes] = []
         self.forwarded_for: bytes | None = None
+        self.forwarded_proto: bytes | None = None
+        self.forwarded_host: bytes | None = None
+        self.max_forwards: bytes | None = None
+        self.wants_trailers = False
         self.connection_options: list[bytes] = []
         self.upgrade: bytes | None = None
         self.expects_continue = False
@@ -87,6 +101,8 @@ class Request:
             self.hosts += 1
         elif field == heads.CONTENT_LENGTH:
             self.has_length = True
+            if len(value) > _LENGTH_DIGITS_MAX:
+                self.refuse_field("This Content-Length is too long a number.", value)
         elif field == heads.AUTHORIZATION:
             self.has_two_credentials |= self.authorization is not None
             self.authorization = value
@@ -95,11 +111,9 @@ class Request:
             self.api_key = value
         elif field == heads.COOKIE:
             self.cookie = value if self.cookie is None else self.cookie + b"; " + value
-        elif field == heads.FORWARDED_FOR:
-            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+        elif heads.FORWARDED_FOR <= field <= heads.FORWARDED_HOST:
+            self._take_forwarded(field, name, value)
             return
-        elif field in (heads.FORWARDED_PROTO, heads.FORWARDED_HOST):
-            return  # the client's claim; the gateway writes its own
         elif field == heads.REQUEST_ID:
             self.request_id = value
         elif field == heads.EXPECT:
@@ -116,12 +130,33 @@ class Request:
             return
         self.lines.append(b"%b: %b\r\n" % (name, value))
 
+    def refuse_field(self, message: str, found: bytes) -> None:
+        """A field that does not go on, nor the request with it."""
+        self.refusal = answers.error(
+            400, "invalid_request", message, details=f"found {found[:64].decode('latin-1')!r}"
+        )
+
+    def _take_forwarded(self, field: int, name: bytes, value: bytes) -> None:
+        self.forwarded_lines.append(b"%b: %b\r\n" % (name, value))
+        if field == heads.FORWARDED_FOR:
+            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+        elif field == heads.FORWARDED_PROTO:
+            self.forwarded_proto = value
+        else:
+            self.forwarded_host = value
+
     def _take_hop_by_hop(self, field: int, value: bytes) -> None:
         """A field that ends here: the next hop gets its own, where it needs one."""
         if field == heads.CONNECTION:
             self.connection_options += heads.connection_tokens(value)
         elif field == heads.UPGRADE:
             self.upgrade = value
+        elif field == heads.TE:
+            self.wants_trailers |= b"trailers" in heads.connection_tokens(value)
+        elif field == heads.MAX_FORWARDS:
+            self.max_forwards = value
+        elif field == heads.LOOKALIKE:
+            self.refuse_field("Some servers would read this field as one that it is not.", value)
         elif field == heads.TRANSFER_ENCODING:
             self.chunked = True
             if value.strip().lower() != b"chunked":

@@ -175,7 +175,7 @@ async def test_hop_by_hop_fields_end_here(running: Running) -> None:
     )
     client = await running.connect()
     await client.send(
-        b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Mine, Host\r\nX-Mine: 1\r\nTE: trailers\r\n"
+        b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Mine, Host\r\nX-Mine: 1\r\nTE: gzip\r\n"
         b"Proxy-Connection: x\r\nKeep-Alive: 3\r\nX-Yours: 2\r\n\r\n"
     )
     assert await client.read_head() == b"HTTP/1.1 200 OK\r\nX-Public: 2\r\nContent-Length: 0\r\n\r\n"
