@@ -51,7 +51,7 @@ def _ends_line(data: bytes, place: int, request: Request) -> bool:
         place -= len(word)
         if place < 0 or not data.startswith(word, place):
             return False
-    return place == 0 or data[place - 1] in b"\r\n"
+    return True
 
 
 class ClientConnection(asyncio.Protocol):
@@ -296,6 +296,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parses ``data``; the parser stops at each request for an upgrade, and is replaced where it goes on."""
+        request = self._incoming
+        in_request_line = request is None or (not request.method and request.head_bytes == len(request.target))
         while data:
             self._data = data
             self._head_bytes += len(data)
@@ -317,7 +319,7 @@ class ClientConnection(asyncio.Protocol):
             if head_bytes > self._relay.limits.head_bytes_max:
                 self._parse_failed("the header block is too large", too_large=True)
         if request is not None and not request.method:
-            if request.head_bytes == len(request.target):  # the request line may go on, or no field has followed yet
+            if in_request_line:
                 self._earlier += self._data
         elif self._earlier:
             self._earlier = b""
