@@ -26,8 +26,8 @@ FORWARDED = {
     "Max-Forwards on a GET": (b"GET /x HTTP/1.1\r\nHost: h\r\nMax-Forwards: 0\r\n\r\n", b"\r\nMax-Forwards: 0\r\n"),
     "empty lines before": (b"\r\n\r\nGET /x HTTP/1.1\r\nHost: h\r\n\r\n", b"GET /x HTTP/1.1\r\n"),
     "RTSP elsewhere": (
-        b"GET / HTTP/1.1\r\nHost: h\r\nX: GET / RTSP/1.0\r\nY: / RTSP/1.0\r\n\r\n",
-        b"\r\nX: GET / RTSP/1.0\r\nY: / RTSP/1.0\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nX: PUT / RTSP/1.0\r\nY: / RTSP/1.0\r\n\r\n",
+        b"\r\nX: PUT / RTSP/1.0\r\nY: / RTSP/1.0\r\n",
     ),
 }
 
