@@ -60,12 +60,17 @@ def _refusal_of_target(request: "Request") -> "Answer | None":
     if request.host is None:  # HTTP/1.0
         request.host = authority
         request.lines.append(b"Host: %b\r\n" % authority)
-    elif request.host.strip().lower() != authority.lower():
+    elif _without_default_port(request.host, absolute[1]) != _without_default_port(authority, absolute[1]):
         return _invalid(
             "The request target and the Host field name different hosts.",
             f"found {_shown(authority)} and {_shown(request.host)}",
         )
     return None
+
+
+def _without_default_port(host: bytes, scheme: bytes) -> bytes:
+    default = b":443" if scheme.lower() in (b"https", b"wss") else b":80"
+    return host.strip().lower().removesuffix(default)
 
 
 def _count_forward(request: "Request", value: bytes) -> "Answer | None":

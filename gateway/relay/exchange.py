@@ -254,7 +254,10 @@ class Exchange:
         assert pool is not None
         self._state = SENT
         self.upstream = upstream
-        client.deadline = self._relay.clock_s + self._relay.limits.first_byte_timeout_s
+        limits = self._relay.limits
+        client.deadline = self._relay.clock_s + (
+            limits.first_byte_timeout_s if request.complete else limits.body_stall_timeout_s
+        )
         upstream.start(self)
         if not client.writable:
             upstream.pause_reading()

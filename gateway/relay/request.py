@@ -117,8 +117,8 @@ class Request:
         elif field == heads.REQUEST_ID:
             self.request_id = value
         elif field == heads.EXPECT:
-            self.expects_continue = True
-            if value.lower() != b"100-continue":
+            self.expects_continue |= value != b""
+            if value and value.lower() != b"100-continue":
                 self.refusal = answers.error(
                     417,
                     "invalid_request",
