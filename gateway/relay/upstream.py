@@ -49,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_out",
         "_parser",
         "_plain",
+        "_promises_body",
         "_reading_paused",
         "_reason",
         "_relay",
@@ -95,6 +96,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._lines: list[bytes] = []
         self._connection_options: list[bytes] = []
         self._has_length = False
+        self._promises_body = False
         self._chunked = False
         self._chunk_framing = False
         self._at_start = True
@@ -216,12 +218,15 @@ class UpstreamConnection(asyncio.Protocol):
                 # A trailer; one that would count in a head has no place here (RFC 9110 §6.5.1).
                 if heads.RESPONSE_FIELDS[name] == heads.OTHER:
                     self._lines.append(b"%b: %b\r\n" % (name, value))
+                else:
+                    self._unusable = True  # the parser may act on it
             return
         field = heads.RESPONSE_FIELDS[name]
         if field == heads.OTHER:
             self._lines.append(b"%b: %b\r\n" % (name, value))
         elif field == heads.CONTENT_LENGTH:
             self._has_length = True
+            self._promises_body = value.strip() != b"0"
             status = self._parser.get_status_code()
             if status >= 200 and status != 204:  # others have no body, whatever they say (RFC 9110 §8.6)
                 self._lines.append(b"%b: %b\r\n" % (name, value))
@@ -275,6 +280,10 @@ class UpstreamConnection(asyncio.Protocol):
         if bodiless:
             # The parser cannot be told that this answer has no body; it is not asked again.
             self.complete = True
+            if self._chunked or self._promises_body:
+                # A server that sends the body of an answer to HEAD all the same may do so a moment later: it would be
+                # read as the answer to the next request, which may be somebody else's.
+                self._unusable = True
             self._parser = httptools.HttpResponseParser(self)
 
     def _has_status_line(self, status: int) -> bool:

@@ -45,9 +45,12 @@ class Recorder:
     broken: list[str] = field(default_factory=list)
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, recorder: Recorder) -> None:
+class RecordingConnection(asyncio.Protocol):
+    """One connection to the upstream. ``answer_with_id``: the body of an answer is its request's X-Request-Id."""
+
+    def __init__(self, recorder: Recorder, *, answer_with_id: bool = False) -> None:
         self._recorder = recorder
+        self._answer_with_id = answer_with_id
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)
         self._head: h11.Request | None = None
         self._body = bytearray()
@@ -90,12 +93,16 @@ class _Connection(asyncio.Protocol):
         )
         self._body.clear()
         self._received.clear()
-        answer = b"" if head.method == b"HEAD" else b"ok"
-        self._send(h11.Response(status_code=200, headers=[("Content-Length", "2")], reason=b"OK"))
+        answer = b"ok"
+        if self._answer_with_id:
+            answer = b"".join(self._recorder.seen[-1].values(b"x-request-id"))
+        headers = [("Content-Length", str(len(answer)))]
+        self._send(h11.Response(status_code=200, headers=headers, reason=b"OK"))
         if self._parser.our_state is h11.SWITCHED_PROTOCOL:  # a CONNECT that somebody passed on
             self._transport.close()
             return
-        self._send(h11.Data(data=answer))
+        if head.method != b"HEAD":
+            self._send(h11.Data(data=answer))
         self._send(h11.EndOfMessage())
         if self._parser.our_state is h11.MUST_CLOSE:
             self._transport.close()
@@ -110,7 +117,7 @@ class _Connection(asyncio.Protocol):
 async def recording() -> AsyncIterator[Recorder]:
     """An upstream that listens on ``port``."""
     recorder = Recorder()
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(recorder), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: RecordingConnection(recorder), "127.0.0.1", 0)
     recorder.port = server.sockets[0].getsockname()[1]
     yield recorder
     server.close()
