@@ -5,9 +5,9 @@ from random import Random
 
 Mutator = Callable[[Random, bytes], bytes]
 
-_METHODS = [b"GET", b"GET", b"POST", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT", b"PRI", b"X"]
-_TARGETS = [b"/x", b"/x", b"/", b"*", b"/a/../x", b"http://h/x", b"http://o/x", b"h:80", b"/x#y", b"/%00", b"//", b"?", b""]
-_VERSIONS = [b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"RTSP/1.0", b"http/1.1", b"HTTP/1.1 "]
+_METHODS = [b"GET"] * 10 + [b"POST"] * 10 + [b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT", b"PRI", b"X"]
+_TARGETS = [b"/x"] * 20 + [b"/", b"*", b"/a/../x", b"http://h/x", b"http://o/x", b"h:80", b"/x#y", b"/%00", b"//", b"?", b""]
+_VERSIONS = [b"HTTP/1.1"] * 30 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"RTSP/1.0", b"http/1.1", b"HTTP/1.1 "]
 _LENGTHS = [b"3", b"0", b"5", b"+3", b"-1", b"0x3", b"3, 3", b"03", b" 3", b"3 ", b"", b"99999999999999999999", b"3\x0b", b"1e1"]
 _CODINGS = [b"chunked", b"chunked", b"Chunked", b"identity", b"gzip, chunked", b"chunked, gzip", b"xchunked", b"chunked\x0b"]
 _FIELDS = [
@@ -39,7 +39,7 @@ _FIELDS = [
     b": x",
     b"X",
 ]
-_STATUSES = [b"200 OK", b"200", b"204 No Content", b"304 Not Modified", b"103 Early", b"100 Continue", b"101 Switching"]
+_STATUSES = [b"200 OK"] * 8 + [ b"200", b"204 No Content", b"304 Not Modified", b"103 Early", b"100 Continue", b"101 Switching"]
 _STATUSES += [b"500 \xff", b"999 X", b"099 X", b"000", b"20 OK", b"2000 OK", b"200 a\x00b", b"404 Not Found"]
 _ANSWER_FIELDS = [*_FIELDS, b"Content-Type: text/plain", b"Set-Cookie: a=b", b"Date: x", b"Keep-Alive: timeout=1"]
 _EXTENSIONS = [b"", b"", b"", b";a", b";a=b", b';a="b"', b" ;a", b";\n", b";a\x00"]
@@ -56,7 +56,7 @@ def requests(random: Random) -> bytes:
 def answer(random: Random) -> bytes:
     """What an upstream says to one request."""
     interim = b"".join(_head(random, b"HTTP/1.1 103 Early", []) for _ in range(random.choice((0, 0, 0, 1, 3))))
-    version = random.choice((*[b"HTTP/1.1"] * 8, b"HTTP/1.0", b"HTTP/2.0", b"RTSP/1.0"))
+    version = random.choice((*[b"HTTP/1.1"] * 20, b"HTTP/1.0", b"HTTP/2.0", b"RTSP/1.0"))
     fields = [random.choice(_ANSWER_FIELDS) for _ in range(random.choice((0, 0, 1, 2)))]
     framing, body = _framed(random)
     return _spoilt(random, interim + _head(random, version + b" " + random.choice(_STATUSES), fields + framing) + body)
@@ -111,7 +111,7 @@ def _chunks(random: Random) -> bytes:
 
 
 def _spoilt(random: Random, data: bytes) -> bytes:
-    for _ in range(random.choice((0, 0, 1, 1, 2, 4))):
+    for _ in range(random.choice((0, 0, 0, 1, 1, 2, 4))):
         data = random.choice(_MUTATORS)(random, data)
     return data
 

@@ -29,6 +29,7 @@ from tests.differential.recording import Recorder, RecordingConnection
 _HOUR_S = 3600.0
 # Deadlines that may follow each other until a connection is gone: head, body, lingering, and some more.
 _HOURS_MAX = 8
+_POOLED_MAX = 8
 # Turns of the loop without anything received, after which nothing moves.
 _QUIET_TURNS = 6
 _ID = re.compile(rb"[0-9a-f]{32}")
@@ -40,6 +41,8 @@ class FuzzError(Exception):
 
 class World:
     """One relay, for any number of inputs."""
+
+    pooled_max = _POOLED_MAX
 
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
         self._loop = loop
@@ -74,7 +77,7 @@ class World:
             name,
             self._connect,
             host_line=b"Host: upstream\r\n",
-            connections_max=8,
+            connections_max=_POOLED_MAX,
             waiting_max=100,
             keepalive_idle_s=1_000_000_000,  # an hour that passes must not hide a connection that is not clean
         )
