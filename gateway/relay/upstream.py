@@ -308,7 +308,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._out.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunk_framing else body)
 
     def on_message_complete(self) -> None:
-        if self._interim:
+        if self._interim and self._invalid is None:
             self._begin_answer()
         elif not self.complete:
             self._end_of_body()

@@ -46,9 +46,13 @@ class Recorder:
 
 
 class RecordingConnection(asyncio.Protocol):
-    """One connection to the upstream. ``answer_with_id``: the body of an answer is its request's X-Request-Id."""
+    """One connection to the upstream.
 
-    def __init__(self, recorder: Recorder, *, answer_with_id: bool = False) -> None:
+    ``answer_with_id``: the body of an answer is its request's X-Request-Id. ``early``: it answers once it has the head.
+    """
+
+    def __init__(self, recorder: Recorder, *, answer_with_id: bool = False, early: bool = False) -> None:
+        self._early = early
         self._recorder = recorder
         self._answer_with_id = answer_with_id
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)
@@ -73,7 +77,9 @@ class RecordingConnection(asyncio.Protocol):
         event = self._parser.next_event()
         if isinstance(event, h11.Request):
             self._head = event
-            if self._parser.they_are_waiting_for_100_continue:
+            if self._early:
+                self._answer()
+            elif self._parser.they_are_waiting_for_100_continue:
                 self._send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         elif isinstance(event, h11.Data):
             self._body += event.data
@@ -93,21 +99,26 @@ class RecordingConnection(asyncio.Protocol):
         )
         self._body.clear()
         self._received.clear()
+        if not self._early:
+            self._answer()
+        if self._parser.our_state is h11.DONE:
+            self._parser.start_next_cycle()
+        else:  # the last of its connection, or a CONNECT that somebody passed on
+            self._transport.close()
+
+    def _answer(self) -> None:
+        head = self._head
+        assert head is not None
         answer = b"ok"
         if self._answer_with_id:
-            answer = b"".join(self._recorder.seen[-1].values(b"x-request-id"))
+            answer = b"".join(value for name, value in head.headers if name == b"x-request-id")
         headers = [("Content-Length", str(len(answer)))]
         self._send(h11.Response(status_code=200, headers=headers, reason=b"OK"))
-        if self._parser.our_state is h11.SWITCHED_PROTOCOL:  # a CONNECT that somebody passed on
-            self._transport.close()
+        if self._parser.our_state is h11.SWITCHED_PROTOCOL:
             return
         if head.method != b"HEAD":
             self._send(h11.Data(data=answer))
         self._send(h11.EndOfMessage())
-        if self._parser.our_state is h11.MUST_CLOSE:
-            self._transport.close()
-        else:
-            self._parser.start_next_cycle()
 
     def _send(self, event: h11.Event) -> None:
         self._transport.write(self._parser.send(event) or b"")

@@ -64,6 +64,7 @@ class World:
             new_event_id=lambda: "0" * 32,
         )
         self._hours = 0
+        self._early = False
         self.relay.now = lambda: loop.time() + self._hours * _HOUR_S
         self.recorder = Recorder()
         self._answer: Callable[[], asyncio.Protocol] = self._record
@@ -92,16 +93,20 @@ class World:
         return made
 
     def _record(self) -> asyncio.Protocol:
-        return _Moving(RecordingConnection(self.recorder, answer_with_id=True), self._count)
+        return _Moving(RecordingConnection(self.recorder, answer_with_id=True, early=self._early), self._count)
 
     def _count(self) -> None:
         self._moved += 1
 
     # --- one input
 
-    async def requests(self, pieces: Sequence[bytes]) -> None:
-        """A client that sends this: nothing breaks, and the upstream reads what Castgate read, no more and no less."""
+    async def requests(self, pieces: Sequence[bytes], *, early: bool = False) -> None:
+        """A client that sends this: nothing breaks, and the upstream reads what Castgate read, no more and no less.
+
+        ``early``: new connections' upstreams answer before they have the whole request.
+        """
         self.recorder.seen.clear()
+        self._early = early
         self._answer = self._record
         received = await self._client(pieces)
         data = b"".join(pieces)
@@ -111,6 +116,7 @@ class World:
         ids = [each.values(b"x-request-id") for each in self.recorder.seen]
         if not all(len(each) == 1 and _ID.fullmatch(each[0]) for each in ids):
             raise FuzzError(f"the upstream read {seen}, of which some were none to the gateway: {data!r}")
+        # An early answer is no answer to what the upstream did not get the rest of.
         told = [found for found in _ID.findall(received) if [found] in ids]
         if told != [each[0] for each, request in zip(ids, seen, strict=True) if request[0] != b"HEAD"][: len(told)]:
             raise FuzzError(f"answers {told} to {ids}: {data!r}")
@@ -298,7 +304,8 @@ async def run(world: World, seed: int, count: int) -> None:
         random = Random(number)
         try:
             if random.random() < 0.6:
-                await world.requests(grammar.pieces(random, grammar.requests(random)))
+                pieces = grammar.pieces(random, grammar.requests(random))
+                await world.requests(pieces, early=random.random() < 0.3)
             else:
                 pieces = grammar.pieces(random, grammar.answer(random))
                 method = random.choice((b"GET", b"GET", b"HEAD", b"OPTIONS"))

@@ -146,6 +146,40 @@ async def test_trailers_are_bounded_like_heads(running: Running, trailers: bytes
     assert (await client.read_all()).startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize("name", [b"Content-Length", b"Host", b"Authorization", b"X-API-Key", b"cookie", b"X-Forwarded-For"])
+async def test_a_trailer_cannot_say_what_the_caller_is_judged_by(running: Running, name: bytes) -> None:
+    ended = asyncio.Event()
+
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"0\r\n")
+        finally:
+            ended.set()
+
+    running.upstream.answer = answer
+    client = await running.connect()
+    await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await running.upstream.asked.wait()
+    await client.send(b"0\r\n%b: 1\r\n\r\n" % name)
+    assert (await client.read_all()).startswith(b"HTTP/1.1 400 ")
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_body_that_stops_with_its_head_stalls_like_any_other(running: Running) -> None:
+    """It came in one packet with the head, and nothing after it."""
+
+    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+
+    running.upstream.answer = answer
+    running.limit(first_byte_timeout_s=1000, body_stall_timeout_s=5)
+    client = await running.connect()
+    await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
+    await running.upstream.asked.wait()
+    running.pass_time(10)
+    assert (await client.read_all()).startswith(b"HTTP/1.1 408 ")
+
+
 async def test_connection_cannot_take_away_what_the_caller_was_judged_by(running: Running) -> None:
     running.upstream.answer = answering(OK)
     client = await running.connect()
