@@ -9,9 +9,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gateway.policy import answers
+from gateway.policy.routes import Ambiguous
+from gateway.relay import heads
 
 if TYPE_CHECKING:
     from gateway.policy.answers import Answer
+    from gateway.policy.routes import RouteTable
     from gateway.relay.request import Request
 
 # A host as RFC 3986 §3.2.2 has it, but for the comma, which would make a list of it; then a port.
@@ -40,6 +43,18 @@ def refusal_of(request: "Request") -> "Answer | None":
         request.lines = [line for line in request.lines if line[:7].lower() != b"expect:"]
         request.expects_continue = False
     return None if request.max_forwards is None else _count_forward(request, request.max_forwards)
+
+
+def overriding(request: "Request", routes: "RouteTable") -> Ambiguous | None:
+    """The policy that a request without one falls under, to a server that lets fields override method or target."""
+    methods = {request.method, *(value.upper() for field, value in request.overrides if field == heads.METHOD_OVERRIDE)}
+    targets = {request.target, *(value for field, value in request.overrides if field == heads.TARGET_OVERRIDE)}
+    for method in methods:
+        for target in targets:
+            found = routes.match(method, target)
+            if found is not None:
+                return found if isinstance(found, Ambiguous) else Ambiguous(found)
+    return None
 
 
 def _refusal_of_target(request: "Request") -> "Answer | None":

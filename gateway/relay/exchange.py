@@ -24,7 +24,7 @@ from gateway.policy import answers, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
-from gateway.relay import heads
+from gateway.relay import conformance, heads
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.meter import Meter
@@ -111,6 +111,8 @@ class Exchange:
                 self._forward(relay.hosted_pool)
                 return
             request.match = relay.routes.match(request.method, request.target)
+            if request.overrides and request.match is None:
+                request.match = conformance.overriding(request, relay.routes)
             request.matched_by = relay.routes
             if isinstance(request.match, Policy):
                 shown = request.authorization, request.api_key, request.cookie

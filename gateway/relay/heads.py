@@ -24,8 +24,10 @@ from collections.abc import Iterable, Mapping
     TE,
     MAX_FORWARDS,
     LOOKALIKE,
+    METHOD_OVERRIDE,
+    TARGET_OVERRIDE,
     OTHER,
-) = range(18)
+) = range(20)
 
 _SPELLINGS_MAX = 1000
 _SPELLING_BYTES_MAX = 64
@@ -46,6 +48,12 @@ _REQUEST_FIELDS = {
     b"x-request-id": REQUEST_ID,
     b"te": TE,
     b"max-forwards": MAX_FORWARDS,
+    # Some frameworks take these for the method and the target.
+    b"x-http-method-override": METHOD_OVERRIDE,
+    b"x-http-method": METHOD_OVERRIDE,
+    b"x-method-override": METHOD_OVERRIDE,
+    b"x-original-url": TARGET_OVERRIDE,
+    b"x-rewrite-url": TARGET_OVERRIDE,
     **_ALWAYS_HOP_BY_HOP,
 }
 # Servers that hand fields on as variables of an environment read these underscores as hyphens.

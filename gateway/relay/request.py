@@ -47,6 +47,7 @@ class Request:
         "matched_by",
         "max_forwards",
         "method",
+        "overrides",
         "refusal",
         "request_id",
         "target",
@@ -73,6 +74,7 @@ class Request:
         self.forwarded_proto: bytes | None = None
         self.forwarded_host: bytes | None = None
         self.max_forwards: bytes | None = None
+        self.overrides: list[tuple[int, bytes]] = []  # what some servers would take for the method or the target
         self.wants_trailers = False
         self.connection_options: list[bytes] = []
         self.upgrade: bytes | None = None
@@ -116,6 +118,8 @@ class Request:
             return
         elif field == heads.REQUEST_ID:
             self.request_id = value
+        elif field in (heads.METHOD_OVERRIDE, heads.TARGET_OVERRIDE):
+            self.overrides.append((field, value.strip()))
         elif field == heads.EXPECT:
             self.expects_continue |= value != b""
             if value and value.lower() != b"100-continue":
