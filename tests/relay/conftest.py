@@ -80,9 +80,9 @@ def answering(data: bytes) -> Callable[[bytes, asyncio.StreamReader, asyncio.Str
     return answer
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
     """Returns once something is so; the loop's other work goes on meanwhile."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)
 
