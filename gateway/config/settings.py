@@ -210,7 +210,9 @@ class Forwarding(Section):
     @model_validator(mode="after")
     def _somebody_is_trusted(self) -> "Forwarding":
         if self.client_address_header is not None and not self.trusted_proxies:
-            raise contradiction(("client_address_header",), "expected trusted_proxies beside it: nobody else is believed")
+            raise contradiction(
+                ("client_address_header",), "expected trusted_proxies beside it: nobody else is believed"
+            )
         return self
 
 

@@ -36,7 +36,7 @@ class Forwarding:
         return found is not None and any(found in network for network in self.trusted_proxies)
 
     def client_address(self, peer: bytes, request: "Request") -> bytes:
-        """Who asks, where a trusted proxy called from ``peer``; ``peer`` itself where that proxy says nothing of use."""
+        """Who asks, where a trusted proxy called from ``peer``; ``peer`` itself where it says nothing of use."""
         if self.client_address_field is not None:
             values = list(_values(request.lines, self.client_address_field))
             found = _address(values[0]) if len(values) == 1 else None
@@ -72,7 +72,9 @@ class Forwarding:
             proto = request.forwarded_proto or proto
         if host is not None:
             parts.append(b"X-Forwarded-Host: %b\r\n" % host)
-        came_from = client.address if request.forwarded_for is None else b"%b, %b" % (request.forwarded_for, client.address)
+        came_from = (
+            client.address if request.forwarded_for is None else b"%b, %b" % (request.forwarded_for, client.address)
+        )
         parts.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (came_from, proto))
 
 

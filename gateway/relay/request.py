@@ -136,9 +136,7 @@ class Request:
 
     def refuse_field(self, message: str, found: bytes) -> None:
         """A field that does not go on, nor the request with it."""
-        self.refusal = answers.error(
-            400, "invalid_request", message, details=f"found {found[:64].decode('latin-1')!r}"
-        )
+        self.refusal = answers.error(400, "invalid_request", message, details=f"found {found[:64].decode('latin-1')!r}")
 
     def _take_forwarded(self, field: int, name: bytes, value: bytes) -> None:
         self.forwarded_lines.append(b"%b: %b\r\n" % (name, value))

@@ -287,7 +287,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._parser = httptools.HttpResponseParser(self)
 
     def _has_status_line(self, status: int) -> bool:
-        """Whether version, status and reason are HTTP/1's: the parser knows more versions, and takes any three digits."""
+        """Whether version, status and reason are HTTP/1's: the parser knows other versions, and takes any digits."""
         if not self._is_http_1 and self._parser.get_http_version() not in ("1.1", "1.0"):
             return False
         return status >= 100 and (self._reason.isalnum() or _REASON.fullmatch(self._reason) is not None)

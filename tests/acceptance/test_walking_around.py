@@ -1,4 +1,4 @@
-"""Over the wire: whatever spelling, framing or credentials a call comes with, the service casts only what is metered."""
+"""Over the wire: whatever spelling, framing or credentials a call has, the service casts only what is metered."""
 
 import asyncio
 import re

@@ -60,8 +60,8 @@ def table(cases: Iterable[Case], outcomes: Mapping[str, Outcomes]) -> str:
             by_rule.setdefault(case.why or "", []).append(case)
     differences = sum(map(len, by_rule.values()))
     lines = [
-        f"{total} cases, of which {differences} are not the same for all. An entry is what the client got, then what the",
-        "upstream understood; `=` is the same as Castgate.\n",
+        f"{total} cases, of which {differences} are not the same for all. An entry is what the client got, then",
+        "what the upstream understood; `=` is the same as Castgate.\n",
     ]
     for rule in [*rules, ""]:
         if rule not in by_rule:

@@ -105,7 +105,7 @@ _TIMEOUTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """How to start one in front of an upstream's port; ``program`` is the path of its program, None where it is missing."""
+    """How to start one in front of an upstream's port; ``program`` is its path, None where it is missing."""
 
     name: str
     program: str | None

@@ -40,7 +40,7 @@ def _fuzz(world: World, loop: asyncio.AbstractEventLoop, seed: int, count: int) 
 
 def open_files() -> int:
     """How many file descriptors this process has open (proc(5))."""
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @click.command()
@@ -57,7 +57,9 @@ def main(count: int, seed: int | None, processes: int) -> None:
         failures = [failure for failure in pool.starmap(fuzz, parts) if failure]
     for failure in failures:
         click.echo(failure, err=True)
-    click.echo(f"inputs {first} to {first + count - 1} in {time.monotonic() - started_s:.0f} s: {len(failures)} failures")
+    click.echo(
+        f"inputs {first} to {first + count - 1} in {time.monotonic() - started_s:.0f} s: {len(failures)} failures"
+    )
     sys.exit(1 if failures else 0)
 
 

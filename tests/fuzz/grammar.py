@@ -6,10 +6,46 @@ from random import Random
 Mutator = Callable[[Random, bytes], bytes]
 
 _METHODS = [b"GET"] * 10 + [b"POST"] * 10 + [b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT", b"PRI", b"X"]
-_TARGETS = [b"/x"] * 20 + [b"/", b"*", b"/a/../x", b"http://h/x", b"http://o/x", b"h:80", b"/x#y", b"/%00", b"//", b"?", b""]
+_TARGETS = [b"/x"] * 20 + [
+    b"/",
+    b"*",
+    b"/a/../x",
+    b"http://h/x",
+    b"http://o/x",
+    b"h:80",
+    b"/x#y",
+    b"/%00",
+    b"//",
+    b"?",
+    b"",
+]
 _VERSIONS = [b"HTTP/1.1"] * 30 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"RTSP/1.0", b"http/1.1", b"HTTP/1.1 "]
-_LENGTHS = [b"3", b"0", b"5", b"+3", b"-1", b"0x3", b"3, 3", b"03", b" 3", b"3 ", b"", b"99999999999999999999", b"3\x0b", b"1e1"]
-_CODINGS = [b"chunked", b"chunked", b"Chunked", b"identity", b"gzip, chunked", b"chunked, gzip", b"xchunked", b"chunked\x0b"]
+_LENGTHS = [
+    b"3",
+    b"0",
+    b"5",
+    b"+3",
+    b"-1",
+    b"0x3",
+    b"3, 3",
+    b"03",
+    b" 3",
+    b"3 ",
+    b"",
+    b"99999999999999999999",
+    b"3\x0b",
+    b"1e1",
+]
+_CODINGS = [
+    b"chunked",
+    b"chunked",
+    b"Chunked",
+    b"identity",
+    b"gzip, chunked",
+    b"chunked, gzip",
+    b"xchunked",
+    b"chunked\x0b",
+]
 _FIELDS = [
     b"Host: h",
     b"Host: o",
@@ -39,12 +75,36 @@ _FIELDS = [
     b": x",
     b"X",
 ]
-_STATUSES = [b"200 OK"] * 8 + [ b"200", b"204 No Content", b"304 Not Modified", b"103 Early", b"100 Continue", b"101 Switching"]
+_STATUSES = [b"200 OK"] * 8 + [
+    b"200",
+    b"204 No Content",
+    b"304 Not Modified",
+    b"103 Early",
+    b"100 Continue",
+    b"101 Switching",
+]
 _STATUSES += [b"500 \xff", b"999 X", b"099 X", b"000", b"20 OK", b"2000 OK", b"200 a\x00b", b"404 Not Found"]
 _ANSWER_FIELDS = [*_FIELDS, b"Content-Type: text/plain", b"Set-Cookie: a=b", b"Date: x", b"Keep-Alive: timeout=1"]
 _EXTENSIONS = [b"", b"", b"", b";a", b";a=b", b';a="b"', b" ;a", b";\n", b";a\x00"]
-_PIECES = [b"\r\n", b"\n", b"\r", b"\x00", b" ", b"\t", b":", b"0\r\n\r\n", b"\r\n\r\n", b"\xff", b"\x0b", b"GET /smuggled HTTP/1.1\r\n"]
-_PIECES += [b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]
+_PIECES = [
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\x00",
+    b" ",
+    b"\t",
+    b":",
+    b"0\r\n\r\n",
+    b"\r\n\r\n",
+    b"\xff",
+    b"\x0b",
+    b"GET /smuggled HTTP/1.1\r\n",
+]
+_PIECES += [
+    b"Transfer-Encoding: chunked\r\n",
+    b"Content-Length: 5\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+]
 
 
 def requests(random: Random) -> bytes:

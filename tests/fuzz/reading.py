@@ -54,7 +54,7 @@ class Answers:
 
 
 def answers_in(data: bytes, methods: list[bytes], *, closed: bool) -> Answers:
-    """The answers to requests of these methods, as a client understands them. Each answer closes or goes on by itself."""
+    """The answers to requests of these methods, as a client understands them."""
     found: list[Message] = []
     for method in methods:
         if not data:

@@ -1,7 +1,6 @@
 """A few thousand of the fuzzer's inputs, and hypothesis' own; ``./dev fuzz`` runs a million."""
 
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -40,8 +39,23 @@ def test_many_of_the_inputs_are_understood() -> None:
 
 
 _LINES = st.sampled_from(
-    [b"GET /x HTTP/1.1", b"POST /x HTTP/1.1", b"Host: h", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"", b"3"]
-    + [b"abc", b"0", b"Connection: close", b"X: 1", b" X: 1", b"Content-Length: 0", b"HTTP/1.1 200 OK", b"HTTP/1.1 204 x"]
+    [
+        b"GET /x HTTP/1.1",
+        b"POST /x HTTP/1.1",
+        b"Host: h",
+        b"Content-Length: 3",
+        b"Content-Length: 0",
+        b"Transfer-Encoding: chunked",
+        b"Connection: close",
+        b"X: 1",
+        b" X: 1",
+        b"",
+        b"3",
+        b"abc",
+        b"0",
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 204 x",
+    ]
 )
 _ENDS = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r", b""])
 _MESSAGES = st.lists(st.one_of(st.tuples(_LINES, _ENDS), st.tuples(st.binary(max_size=4), _ENDS)), max_size=14).map(
@@ -65,7 +79,9 @@ def test_answers_that_hypothesis_puts_together(
 
 
 def test_the_second_reader_reads() -> None:
-    two = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET /y HTTP/1.1\r\nHost: h\r\n\r\nGET bad\r\n\r\n"
+    two = (
+        b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET /y HTTP/1.1\r\nHost: h\r\n\r\nGET bad\r\n\r\n"
+    )
     assert requests_in(two) == [Message(b"POST", b"/x", b"abc"), Message(b"GET", b"/y", b"")]
     answers = b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 204 N\r\n\r\nX"
     found = answers_in(answers, [b"GET", b"GET"], closed=True)

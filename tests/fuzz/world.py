@@ -1,7 +1,7 @@
-"""A relay between two ends of the fuzzer's, over real sockets, in one event loop, with a clock that only the fuzzer moves.
+"""A relay between two ends of the fuzzer's: real sockets, one event loop, and a clock that only the fuzzer moves.
 
-When nothing moves any more the clock jumps by an hour: every deadline passes, so whatever still waits then would wait for
-ever. Each input must leave no connection behind.
+When nothing moves any more the clock jumps by an hour: every deadline passes, so whatever still waits then would wait
+for ever. Each input must leave no connection behind.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from gateway.relay.client import ClientConnection
 from gateway.relay.relay import Relay
 from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
+from tests.differential.recording import Recorder, RecordingConnection
 from tests.fuzz import grammar
 from tests.fuzz.reading import answers_in, requests_in
 from tests.relay.conftest import LIMITS, NO_RULES, NoServices
-from tests.differential.recording import Recorder, RecordingConnection
 
 _HOUR_S = 3600.0
 # Deadlines that may follow each other until a connection is gone: head, body, lingering, and some more.

@@ -1,4 +1,4 @@
-"""Whatever some server would read as a policed path is never passed without its policy: generated, against models of servers.
+"""What some server would read as a policed path is never passed without its policy: generated spellings, model servers.
 
 Each model is how a kind of server comes from a target to the path that it routes by. The gateway knows none of them.
 """
@@ -119,7 +119,9 @@ REWRITES: Sequence[Rewrite] = (
     _inserted(b"//", b"///", b"/./", b"/a/../", b"/.//", b"/a/b/../../", b"/x/..//"),
     _inserted(b"/%2e/", b"/a/%2e%2e/", b"/a/.%2E/", b"%2f", b"%2F", b"/%252e/"),
     _inserted(b"\\", b"%5c", b"%5C", b"/;x/", b"/a/..;/", b"/.;x=y/"),
-    _appended(b"/", b"//", b"/.", b"/x/..", b".", b"%20", b"%00", b"%00.html", b";a=b", b"?", b"?a=b", b"#x", b"%2f", b";"),
+    _appended(
+        b"/", b"//", b"/.", b"/x/..", b".", b"%20", b"%00", b"%00.html", b";a=b", b"?", b"?a=b", b"#x", b"%2f", b";"
+    ),
     _prefixed(b"http://h", b"HTTP://h:80", b"https://u@h", b"/", b"/..", b"/a/.."),
     _other_case,
 )

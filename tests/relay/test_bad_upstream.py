@@ -1,4 +1,4 @@
-"""An upstream that speaks no HTTP, or that somebody makes split its answers: 502, or an end, and nobody else gets any of it."""
+"""An upstream that speaks no HTTP, or splits its answers: 502, or an end, and nobody else gets any of it."""
 
 import asyncio
 
@@ -44,7 +44,7 @@ BAD = {
     "chunked twice": _LINE + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a coding with a vertical tab": _LINE + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
     "a bad chunk at once": _LINE + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
-    "a switch nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "a switch nobody asked for": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     "a switch without an Upgrade": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
     "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 40,
     "a head without end": _LINE + b"X: a\r\n" * 12000,

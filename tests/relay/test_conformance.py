@@ -10,7 +10,10 @@ GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 FORWARDED = {
-    "a trailer wanted": (b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: TE\r\nTE: trailers\r\n\r\n", b"\r\nTE: trailers\r\n"),
+    "a trailer wanted": (
+        b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: TE\r\nTE: trailers\r\n\r\n",
+        b"\r\nTE: trailers\r\n",
+    ),
     "a trailer among codings": (b"GET /x HTTP/1.1\r\nHost: h\r\nTE: gzip, Trailers\r\n\r\n", b"Connection: TE\r\n"),
     "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", b"OPTIONS * HTTP/1.1\r\n"),
     "absolute form": (b"GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n", b"GET http://h/x HTTP/1.1\r\nHost: h\r\n"),
@@ -74,7 +77,9 @@ async def test_rtsp_is_told_from_http_however_it_arrives(running: Running, piece
 async def test_rtsp_behind_a_request_of_the_same_words_is_told_from_http(running: Running) -> None:
     running.upstream.answer = answering(OK)
     client = await running.connect()
-    await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\na RTSP/1GET /x RTSP/1.1\r\nHost: h\r\n\r\n")
+    await client.send(
+        b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\na RTSP/1GET /x RTSP/1.1\r\nHost: h\r\n\r\n"
+    )
     data = await client.read_all()
     assert data.count(b"HTTP/1.1 200 ") == 1
     assert data.count(b"HTTP/1.1 505 ") == 1

@@ -146,7 +146,9 @@ async def test_trailers_are_bounded_like_heads(running: Running, trailers: bytes
     assert (await client.read_all()).startswith(b"HTTP/1.1 431 ")
 
 
-@pytest.mark.parametrize("name", [b"Content-Length", b"Host", b"Authorization", b"X-API-Key", b"cookie", b"X-Forwarded-For"])
+@pytest.mark.parametrize(
+    "name", [b"Content-Length", b"Host", b"Authorization", b"X-API-Key", b"cookie", b"X-Forwarded-For"]
+)
 async def test_a_trailer_cannot_say_what_the_caller_is_judged_by(running: Running, name: bytes) -> None:
     ended = asyncio.Event()
 
