@@ -179,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
             and not (request.chunked or request.broken or request.http_1_0 or request.expects_continue)
         ):
             end = len(data) - request.body_bytes
-            if data[end - 4 : end] == b"\r\n\r\n" and self._unparsed is None:
+            if data.find(b"\r\n\r\n") + 4 == end and self._unparsed is None:  # no empty lines before or behind it
                 self._last, self._last_head, self._last_bytes = request, data[:end], len(data)
 
     def eof_received(self) -> bool:

@@ -146,7 +146,8 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
         elif self._out or self.complete:
             if is_whole and self._plain and self.complete and not self._unusable:
-                self.pool.known_answers.learn(data, self.status, self._out[0])
+                head, *body = self._out
+                self.pool.known_answers.learn(data, self.status, head, sum(map(len, body)))
             self._withheld_bytes = 0  # the answer has begun
             exchange.answer_arrived(self)
         elif self._withheld_bytes > self._relay.limits.head_bytes_max:

@@ -163,3 +163,21 @@ def test_what_is_kept_has_a_bound() -> None:
         for _ in range(2):
             answers.learn(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 0\r\n\r\n" % number, 200, b"\r\n")
     assert 0 < len(answers) <= 256
+
+
+async def test_empty_lines_behind_an_answer_do_not_become_part_of_it(running: Running) -> None:
+    """The parser skips them, and an answer's length says where it ends."""
+    running.upstream.answer = answering(OK + b"hi\r\n\n")
+    client = await running.connect()
+    for _ in range(4):
+        await client.send(POST + b"abc")
+        assert await answer_of(client) == (OK, b"hi")
+    assert known_answers(running) == 0
+
+
+async def test_empty_lines_behind_a_request_do_not_become_its_body(running: Running) -> None:
+    running.upstream.answer = echo
+    client = await running.connect()
+    for body, rest in ((b"\r\n", b"\r\n"), (b"\r\n", b"\r\n"), (b"\r\n", b"XY")):
+        await client.send(POST.replace(b": 3", b": 2") + body + rest)
+        assert (await answer_of(client))[1] == b"POST " + body
