@@ -145,7 +145,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._invalid is not None:
             exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
         elif self._out or self.complete:
-            if is_whole and self._plain and self.complete and not self._unusable:
+            if is_whole and self._plain and self.complete and not self._unusable and self._interims == 0:
                 head, *body = self._out
                 self.pool.known_answers.learn(data, self.status, head, sum(map(len, body)))
             self._withheld_bytes = 0  # the answer has begun
