@@ -120,6 +120,8 @@ class Request:
             self.request_id = value
         elif field in (heads.METHOD_OVERRIDE, heads.TARGET_OVERRIDE):
             self.overrides.append((field, value.strip()))
+        elif field == heads.LOOKALIKE:
+            self.refuse_field("Some servers would read this field's name as another's.", name)
         elif field == heads.EXPECT:
             self.expects_continue |= value != b""
             if value and value.lower() != b"100-continue":
@@ -157,8 +159,6 @@ class Request:
             self.wants_trailers |= b"trailers" in heads.connection_tokens(value)
         elif field == heads.MAX_FORWARDS:
             self.max_forwards = value
-        elif field == heads.LOOKALIKE:
-            self.refuse_field("Some servers would read this field as one that it is not.", value)
         elif field == heads.TRANSFER_ENCODING:
             self.chunked = True
             if value.strip().lower() != b"chunked":

@@ -33,6 +33,15 @@ class Outcome:
     ended: str  # "" (it goes on), "closed" or "hangs"
     seen: tuple[str, ...]
 
+    @classmethod
+    def of(cls, text: str) -> "Outcome":
+        """The outcome that is written so."""
+        said, _, seen = text.partition(" < ")
+        *statuses, last = said.split(" ")
+        ended = last if last in ("closed", "hangs") else ""
+        codes = [word for word in (*statuses, "" if ended else last) if word.isdigit()]
+        return cls(statuses=tuple(map(int, codes)), ended=ended, seen=tuple(seen.split(", ")) if seen else ())
+
     @property
     def meaning(self) -> tuple[object, ...]:
         """What two proxies must agree on to have understood the same; how they word a refusal is their own."""

@@ -8,13 +8,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.differential.__main__ import BEGIN, DOCUMENT
 from tests.differential.corpus import Case, read_corpus, read_rules
 from tests.differential.observing import Outcome, observe, observe_together
-from tests.differential.proxies import castgate
+from tests.differential.proxies import INSTALL, PROXIES, Proxy, castgate
 from tests.differential.recording import Recorder, recording
 
 CASES_MIN = 400
+SAMPLED = 8  # one of so many
 _OWN_ID = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -49,6 +52,27 @@ async def _outcomes(cases: list[Case], port: int, recorder: Recorder) -> Mapping
         if not case.partial:
             outcomes[case.name] = await observe(case, port, recorder)
     return outcomes
+
+
+@pytest.mark.parametrize("proxy", PROXIES[1:], ids=lambda proxy: proxy.name)
+async def test_a_peer_agrees_where_nothing_says_that_it_differs(tmp_path: Path, proxy: Proxy) -> None:
+    """A sample of the cases on which all agree; the whole corpus is ``./dev differential``."""
+    if proxy.program is None:
+        pytest.skip(f"{proxy.name} is not here: {INSTALL[proxy.name]}")
+    sample = [case for case in read_corpus() if case.why is None and not case.partial][::SAMPLED]
+    async with recording() as recorder:
+        starting = proxy.running(tmp_path, recorder.port)
+        port = await asyncio.to_thread(starting.__enter__)
+        try:
+            found = {case.name: (await observe(case, port, recorder)).meaning for case in sample}
+        finally:
+            await asyncio.to_thread(starting.__exit__, None, None, None)
+    assert found == {case.name: Outcome.of(case.expect).meaning for case in sample}
+
+
+def test_an_outcome_reads_as_it_is_written() -> None:
+    for case in read_corpus():
+        assert str(Outcome.of(case.expect)) == case.expect
 
 
 def test_the_corpus_is_large_and_every_rule_is_one_of_its_own() -> None:

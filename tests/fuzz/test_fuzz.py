@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import grammar
-from tests.fuzz.__main__ import open_files
 from tests.fuzz.reading import Message, answers_in, requests_in
+from tests.fuzz.running import open_files
 from tests.fuzz.world import World, run, running_world
 
 INPUTS = 6000
