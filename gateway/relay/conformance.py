@@ -91,17 +91,19 @@ def _without_default_port(host: bytes, scheme: bytes) -> bytes:
 def _count_forward(request: "Request", value: bytes) -> "Answer | None":
     """Max-Forwards counts down for the methods that ask about the way itself (RFC 9110 §7.6.2)."""
     value = value.strip()
-    if request.method in (b"OPTIONS", b"TRACE") and value.isdigit() and len(value) <= _MAX_FORWARDS_DIGITS_MAX:
-        left = int(value)
-        if left == 0:
-            return answers.error(
-                501,
-                "invalid_request",
-                "This request was to go no further than to this gateway, which has no answer to it.",
-                details="found Max-Forwards: 0",
-            )
-        value = b"%d" % (left - 1)
-    request.lines.append(b"Max-Forwards: %b\r\n" % value)
+    if request.method not in (b"OPTIONS", b"TRACE") or not value.isdigit() or len(value) > _MAX_FORWARDS_DIGITS_MAX:
+        return None
+    left = int(value)
+    if left == 0:
+        return answers.error(
+            501,
+            "invalid_request",
+            "This request was to go no further than to this gateway, which has no answer to it.",
+            details="found Max-Forwards: 0",
+        )
+    request.max_forwards = None  # it is counted once, though the rules may change under a head that is known
+    lines = [line for line in request.lines if line[:13].lower() != b"max-forwards:"]
+    request.lines = [*lines, b"Max-Forwards: %d\r\n" % (left - 1)]
     return None
 
 

@@ -118,6 +118,8 @@ class Request:
             return
         elif field == heads.REQUEST_ID:
             self.request_id = value
+        elif field == heads.MAX_FORWARDS:
+            self.max_forwards = value
         elif field in (heads.METHOD_OVERRIDE, heads.TARGET_OVERRIDE):
             self.overrides.append((field, value.strip()))
         elif field == heads.LOOKALIKE:
@@ -157,8 +159,6 @@ class Request:
             self.upgrade = value
         elif field == heads.TE:
             self.wants_trailers |= b"trailers" in heads.connection_tokens(value)
-        elif field == heads.MAX_FORWARDS:
-            self.max_forwards = value
         elif field == heads.TRANSFER_ENCODING:
             self.chunked = True
             if value.strip().lower() != b"chunked":
