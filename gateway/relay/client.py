@@ -238,6 +238,10 @@ class ClientConnection(asyncio.Protocol):
                 request.broken = True
                 request.keep_alive = False
                 request.refuse_field("This field has no place in a trailer.", name)
+            elif request.head_bytes > self._relay.limits.head_bytes_max:  # however few pieces it comes in
+                request.broken = True
+                request.keep_alive = False
+                request.refusal = self._too_large(request)
             request.trailers.append(b"%b: %b\r\n" % (name, value))
             return
         if field == OTHER:
@@ -358,6 +362,14 @@ class ClientConnection(asyncio.Protocol):
             self._skipping_head = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
 
+    def _too_large(self, request: Request) -> answers.Answer:
+        limits = self._relay.limits
+        if len(request.target) > limits.target_bytes_max:
+            status, what, bytes_max = 414, "The request target is too long.", limits.target_bytes_max
+        else:
+            status, what, bytes_max = 431, "The header block is too large.", limits.head_bytes_max
+        return answers.error(status, "invalid_request", what, details=f"expected at most {bytes_max} bytes")
+
     def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
         request = self._incoming
         if request is None:
@@ -369,12 +381,7 @@ class ClientConnection(asyncio.Protocol):
         request.broken = True
         request.keep_alive = False
         if too_large:
-            request.refusal = answers.error(
-                431,
-                "invalid_request",
-                "The header block is too large.",
-                details=f"expected at most {self._relay.limits.head_bytes_max} bytes",
-            )
+            request.refusal = self._too_large(request)
         elif request.refusal is None:
             request.refusal = answers.error(400, "invalid_request", "The request is not valid HTTP/1.1.", details=why)
         if not request.method:

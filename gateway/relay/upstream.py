@@ -25,6 +25,8 @@ _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _VERSION = b"HTTP/1."
 # Before its answer an upstream sends a 100 and perhaps a few early hints, not interim answers without end.
 _INTERIM_MAX = 32
+# A length of more digits is hidden behind zeros, or more than a client counts to.
+_LENGTH_DIGITS_MAX = 18
 # What a client said last in its tunnel has this long to reach an upstream that does not read.
 _FINISH_TIMEOUT_S = 2.0
 
@@ -227,6 +229,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._lines.append(b"%b: %b\r\n" % (name, value))
         elif field == heads.CONTENT_LENGTH:
             self._has_length = True
+            if len(value) > _LENGTH_DIGITS_MAX:
+                self._invalid = "its Content-Length is too long a number"
             self._promises_body = value.strip() != b"0"
             status = self._parser.get_status_code()
             if status >= 200 and status != 204:  # others have no body, whatever they say (RFC 9110 §8.6)
@@ -302,6 +306,9 @@ class UpstreamConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self.complete:
             self._unusable = True  # a body where there is none
+            return
+        if self._interim:
+            self._invalid = "an interim answer has a body"  # the parser knows some of them only
             return
         exchange = self.exchange
         assert exchange is not None

@@ -129,8 +129,9 @@ async def test_bodies_of_waiting_requests_take_bounded_memory(running: Running) 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 32 * 1024
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("trailers", [b"X: aaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 4000, b"X: " + b"a" * 100_000])
-async def test_trailers_are_bounded_like_heads(running: Running, trailers: bytes) -> None:
+async def test_trailers_are_bounded_like_heads(running: Running, trailers: bytes, at_once: bool) -> None:
     """Many, or one without end, once the head is judged and on its way."""
 
     async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,7 +141,10 @@ async def test_trailers_are_bounded_like_heads(running: Running, trailers: bytes
     client = await running.connect()
     await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
     await running.upstream.asked.wait()
-    for start in range(0, len(trailers), 5000):  # as the network brings them
+    connection = next(iter(running.relay._connections))
+    if at_once:
+        connection.data_received(trailers + b"\r\n\r\n")
+    for start in range(0, 0 if at_once else len(trailers), 5000):
         client.writer.write(trailers[start : start + 5000])
         await asyncio.sleep(0)
     assert (await client.read_all()).startswith(b"HTTP/1.1 431 ")
@@ -180,6 +184,16 @@ async def test_a_body_that_stops_with_its_head_stalls_like_any_other(running: Ru
     await running.upstream.asked.wait()
     running.pass_time(10)
     assert (await client.read_all()).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("size", [70_000, 1000])
+async def test_a_target_without_end_is_a_414_in_whatever_pieces(running: Running, size: int) -> None:
+    client = await running.connect()
+    target = b"GET /" + b"a" * 70_000
+    for start in range(0, len(target), size):
+        client.writer.write(target[start : start + size])
+        await asyncio.sleep(0)
+    assert (await client.read_all()).startswith(b"HTTP/1.1 414 ")
 
 
 async def test_connection_cannot_take_away_what_the_caller_was_judged_by(running: Running) -> None:
