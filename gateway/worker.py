@@ -44,6 +44,7 @@ from gateway.policy.rules import Rules
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import wall_clock_ms
+from gateway.relay.forwarding import Forwarding
 from gateway.relay.pool import Pool
 from gateway.relay.relay import Limits, Relay
 from gateway.tasks import Tasks
@@ -180,6 +181,7 @@ class Worker:
             hosted_paths=hosted_paths(metrics_public=settings.metrics.public),
             request_fields=heads.request_fields(api_key.header, api_key.alternative_header),
             new_event_id=event_id,
+            forwarding=_forwarding(settings),
         )
         self._upstream = new_upstream(relay, settings.upstream, self._folder)
         relay.upstream_pool = self._upstream
@@ -313,6 +315,18 @@ def _limits(settings: Settings) -> Limits:
         first_byte_timeout_s=upstream.first_byte_timeout_s,
         idle_timeout_s=upstream.idle_timeout_s,
         tunnel_idle_timeout_s=limits.tunnel_idle_timeout_s,
+    )
+
+
+def _forwarding(settings: Settings) -> Forwarding:
+    forwarding = settings.forwarding
+    return Forwarding(
+        x_forwarded=forwarding.x_forwarded,
+        via=(forwarding.via or "").encode(),
+        trusted_proxies=forwarding.trusted_proxies,
+        client_address_field=forwarding.client_address_header.lower().encode()
+        if forwarding.client_address_header
+        else None,
     )
 
 

@@ -5,7 +5,7 @@ Every limit has a default here and its reason beside it. In YAML a key has no un
 """
 
 import os
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
@@ -134,6 +134,16 @@ def _listen_host() -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _network() -> BeforeValidator:
+    def read(value: object) -> IPv4Network | IPv6Network:
+        try:
+            return ip_network(value.strip() if isinstance(value, str) else "")
+        except ValueError:
+            raise expected("a network such as 10.0.0.0/8 or an address", value) from None
+
+    return BeforeValidator(read)
+
+
 _RETURN_URL = _return_url()
 
 
@@ -234,6 +244,25 @@ class Limits(Section):
     buffered_bytes_max: Annotated[int, size_bytes("4KiB", "16MiB")] = 64 * 1024
     # Of an answer, to read the cast's id from; a longer answer is charged without one.
     captured_bytes_max: Annotated[int, size_bytes("1KiB", "16MiB")] = 64 * 1024
+
+
+class Forwarding(Section):
+    """What Phase 1 is told of a request's way to it, and whose word on the client's address is taken."""
+
+    x_forwarded: Flag = True  # false: X-Forwarded-… of the request pass as they came, and none is added
+    # This gateway's name in Via, on requests and answers. None by default: clients are not to know of the gateway.
+    via: Annotated[str | None, optional(text("a name", r"[A-Za-z0-9!#$%&'*+.^_`|~:-]+"))] = None
+    trusted_proxies: tuple[Annotated[IPv4Network | IPv6Network, _network()], ...] = ()
+    # The field in which they tell the client's address. None: X-Forwarded-For, read from the right.
+    client_address_header: Annotated[str | None, optional(text("a header name", r"[A-Za-z0-9-]+"))] = None
+
+    @model_validator(mode="after")
+    def _somebody_is_trusted(self) -> "Forwarding":
+        if self.client_address_header is not None and not self.trusted_proxies:
+            raise contradiction(
+                ("client_address_header",), "expected trusted_proxies beside it: nobody else is believed"
+            )
+        return self
 
 
 class Database(Section):
@@ -405,6 +434,7 @@ class Settings(Section):
     hold_ttl_s: Annotated[float, duration_s("1s", "1d")] = Field(default=60.0, alias="hold_ttl")
     upstream: Upstream
     limits: Limits = Limits()
+    forwarding: Forwarding = Forwarding()
     database: Database
     redis: Redis
     identity: Identity = Identity()

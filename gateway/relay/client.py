@@ -17,6 +17,7 @@ A connection is in one of these phases, and each phase has the deadline that ``R
 """
 
 import asyncio
+import re
 import socket
 import struct
 from collections import deque
@@ -39,6 +40,18 @@ _LINGER_BYTES_MAX = 1024 * 1024
 _LINGER_TIMEOUT_S = 2.0
 # Requests that one connection may have waiting behind the one being answered.
 _PIPELINED_MAX = 64
+_OTHER_PROTOCOL = re.compile(rb" (?:RTSP|ICE)/")
+
+
+def _ends_line(data: bytes, place: int, request: Request) -> bool:
+    """Whether the request's method and target, with their spaces, stand right before ``place``."""
+    for word in (request.target, request.method):
+        while place > 0 and data[place - 1] == 32:
+            place -= 1
+        place -= len(word)
+        if place < 0 or not data.startswith(word, place):
+            return False
+    return True
 
 
 class ClientConnection(asyncio.Protocol):
@@ -47,7 +60,9 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing",
         "_at_eof",
+        "_data",
         "_discarded_bytes",
+        "_earlier",
         "_fields",
         "_head_bytes",
         "_incoming",
@@ -65,8 +80,10 @@ class ClientConnection(asyncio.Protocol):
         "deadline",
         "exchange",
         "forwarded_line",
+        "is_trusted_proxy",
         "peer",
         "phase",
+        "proto",
         "transport",
         "writable",
     )
@@ -77,7 +94,9 @@ class ClientConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: Request | None = None
         self._requests: deque[Request] = deque()
-        self._head_bytes = 0
+        self._head_bytes = 0  # received since the last message or piece of a body
+        self._data = b""  # what is being parsed
+        self._earlier = b""  # and what of its first head was parsed before
         self._skipping_head = False
         # The last request that arrived alone and whole, its head, and its length.
         self._last: Request | None = None
@@ -95,7 +114,9 @@ class ClientConnection(asyncio.Protocol):
         self.writable = True
         self.deadline = 0.0
         self.address = b""
+        self.proto = b"http"
         self.forwarded_line = b""
+        self.is_trusted_proxy = False
 
     # --- transport events
 
@@ -103,10 +124,10 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
         self.address = peername[0].encode() if isinstance(peername, tuple) else b"unknown"
-        self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
-            self.address,
-            b"http" if transport.get_extra_info("sslcontext") is None else b"https",
-        )
+        if transport.get_extra_info("sslcontext") is not None:
+            self.proto = b"https"
+        self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (self.address, self.proto)
+        self.is_trusted_proxy = self._relay.forwarding.is_trusted(self.address)
         self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
         self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
         if not self._relay.opened(self):
@@ -160,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
             and not (request.chunked or request.broken or request.http_1_0 or request.expects_continue)
         ):
             end = len(data) - request.body_bytes
-            if data[end - 4 : end] == b"\r\n\r\n" and self._unparsed is None:
+            if data.find(b"\r\n\r\n") + 4 == end and self._unparsed is None:  # no empty lines before or behind it
                 self._last, self._last_head, self._last_bytes = request, data[:end], len(data)
 
     def eof_received(self) -> bool:
@@ -179,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
         self._relay.closed(self)
         self._requests.clear()
         if was == TUNNEL and self.peer is not None:
-            self.peer.close()
+            self.peer.finish()
         if self.exchange is not None:
             self.exchange.client_lost()
 
@@ -216,10 +237,18 @@ class ClientConnection(asyncio.Protocol):
         request = self._incoming
         assert request is not None
         request.head_bytes += len(name) + len(value) + 4
+        field = self._fields[name]
         if request.method:  # the head is complete: a trailer
+            if field != OTHER:  # whoever merges trailers into the head would see another request than was judged
+                request.broken = True
+                request.keep_alive = False
+                request.refuse_field("This field has no place in a trailer.", name)
+            elif request.head_bytes > self._relay.limits.head_bytes_max:  # however few pieces it comes in
+                request.broken = True
+                request.keep_alive = False
+                request.refusal = self._too_large(request)
             request.trailers.append(b"%b: %b\r\n" % (name, value))
             return
-        field = self._fields[name]
         if field == OTHER:
             request.lines.append(b"%b: %b\r\n" % (name, value))
         else:
@@ -236,19 +265,31 @@ class ClientConnection(asyncio.Protocol):
         version = parser.get_http_version()
         request.http_1_0 = version == "1.0"
         request.keep_alive = parser.should_keep_alive()
-        if not parser.should_upgrade():
+        if request.http_1_0 or not parser.should_upgrade():
             request.upgrade = None  # without its Connection option it is to be ignored (RFC 9110 §7.8)
-        if version not in ("1.0", "1.1"):
+        if version not in ("1.0", "1.1") or self._is_other_protocol(request):
             request.refusal = answers.error(
                 505,
                 "invalid_request",
                 "This version of HTTP is not supported.",
-                details=f"found {version}, expected 1.1",
+                details=f"found {version}, expected HTTP/1.1",
             )
+            request.keep_alive = False
         self._head_bytes = 0
         self._requests.append(request)
 
+    def _is_other_protocol(self, request: Request) -> bool:
+        """Whether the request line names RTSP or ICE, whose versions the parser reports like HTTP's.
+
+        It does not tell where the line was. So it is looked for, rarely: most data holds nothing that looks like it.
+        """
+        data = self._earlier + self._data if self._earlier else self._data
+        if b" RTSP/" not in data and b" ICE/" not in data:
+            return False
+        return any(_ends_line(data, found.start(), request) for found in _OTHER_PROTOCOL.finditer(data))
+
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         request = self._incoming
         assert request is not None
         request.body.append(body)
@@ -264,9 +305,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parses ``data``; the parser stops at each request for an upgrade, and is replaced where it goes on."""
+        request = self._incoming
+        in_request_line = request is None or (not request.method and request.head_bytes == len(request.target))
         while data:
-            if self._incoming is None or not self._incoming.method:
-                self._head_bytes += len(data)
+            self._data = data
+            self._head_bytes += len(data)
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
@@ -277,12 +320,19 @@ class ClientConnection(asyncio.Protocol):
                 return
             break
         request = self._incoming
-        head_bytes = self._head_bytes if request is None or not request.method else request.head_bytes
-        if head_bytes > self._relay.limits.head_bytes_max:
-            if request is None:
-                self._head_bytes = 0  # empty lines between requests
-            else:
+        if request is None:
+            self._head_bytes = 0
+        else:
+            # A head or a trailer in many small pieces, one field without end, chunk extensions without a chunk.
+            head_bytes = max(self._head_bytes, request.head_bytes) if request.method else self._head_bytes
+            if head_bytes > self._relay.limits.head_bytes_max:
                 self._parse_failed("the header block is too large", too_large=True)
+        if request is not None and not request.method:
+            if in_request_line:
+                self._earlier += self._data
+        elif self._earlier:
+            self._earlier = b""
+        self._data = b""
 
     def _upgrade_asked(self, rest: bytes) -> bytes:
         """Only a WebSocket's upgrade is passed on, and waits for 101. Returns what is to be parsed on."""
@@ -317,6 +367,14 @@ class ClientConnection(asyncio.Protocol):
             self._skipping_head = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
 
+    def _too_large(self, request: Request) -> answers.Answer:
+        limits = self._relay.limits
+        if len(request.target) > limits.target_bytes_max:
+            status, what, bytes_max = 414, "The request target is too long.", limits.target_bytes_max
+        else:
+            status, what, bytes_max = 431, "The header block is too large.", limits.head_bytes_max
+        return answers.error(status, "invalid_request", what, details=f"expected at most {bytes_max} bytes")
+
     def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
         request = self._incoming
         if request is None:
@@ -328,12 +386,7 @@ class ClientConnection(asyncio.Protocol):
         request.broken = True
         request.keep_alive = False
         if too_large:
-            request.refusal = answers.error(
-                431,
-                "invalid_request",
-                "The header block is too large.",
-                details=f"expected at most {self._relay.limits.head_bytes_max} bytes",
-            )
+            request.refusal = self._too_large(request)
         elif request.refusal is None:
             request.refusal = answers.error(400, "invalid_request", "The request is not valid HTTP/1.1.", details=why)
         if not request.method:

@@ -24,7 +24,7 @@ from gateway.policy import answers, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
-from gateway.relay import heads
+from gateway.relay import conformance, heads
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.meter import Meter
@@ -125,6 +125,8 @@ class Exchange:
                     self._forward(relay.hosted_pool)
                 return
             request.match = relay.routes.match(request.method, request.target)
+            if request.overrides and request.match is None:
+                request.match = conformance.overriding(request, relay.routes)
             request.matched_by = relay.routes
             if isinstance(request.match, Policy):
                 shown = request.authorization, request.api_key, request.cookie
@@ -220,7 +222,7 @@ class Exchange:
     def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
         self._asked = policy
-        keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client.address)
+        keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
         self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted))
 
     def admitted(self, verdict: Verdict) -> None:
@@ -306,8 +308,8 @@ class Exchange:
             parts.append(b"X-Request-Id: %b\r\n" % self._request_id)
         if request.chunked:
             parts.append(b"Transfer-Encoding: chunked\r\n")
-        elif request.upgrade is not None:
-            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
+        if request.upgrade is not None or request.wants_trailers:
+            parts.append(heads.hop_lines(request.upgrade, wants_trailers=request.wants_trailers))
         parts.append(b"\r\n")
         if self.meter is not None:
             self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
@@ -317,19 +319,13 @@ class Exchange:
 
     def _forwarded_head(self, pool: "Pool | Balancer") -> bytes:
         """The head's lines that are the same for every request with the same head on this connection."""
-        request, forwarded_line = self.request, self._client.forwarded_line
-        lines = request.lines
+        request, lines = self.request, self.request.lines
         if request.connection_options:
             lines = heads.without_named(lines, request.connection_options, self._relay.request_fields)
         parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
         if request.host is None:  # HTTP/1.0
             parts.append(pool.host_line)
-        else:
-            parts.append(b"X-Forwarded-Host: %b\r\n" % request.host)
-        if request.forwarded_for is None:
-            parts.append(forwarded_line)
-        else:
-            parts.append(b"X-Forwarded-For: %b, %b" % (request.forwarded_for, forwarded_line[17:]))
+        self._relay.forwarding.tell(parts, request, self._client)
         return b"".join(parts)
 
     def _take_body(self, parts: list[bytes]) -> None:
@@ -404,6 +400,9 @@ class Exchange:
         if self._ends_with_connection or self._relay.draining or not request.complete:
             self._keep_alive = False
         framing = b"" if bodiless or has_length or request.http_1_0 else b"Transfer-Encoding: chunked\r\n"
+        via = self._relay.forwarding.via
+        if via:
+            framing = b"Via: 1.1 %b\r\n%b" % (via, framing)
         if not self._keep_alive:
             return framing + b"Connection: close\r\n"
         return framing + b"Connection: keep-alive\r\n" if request.http_1_0 else framing

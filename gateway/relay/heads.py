@@ -21,13 +21,18 @@ from collections.abc import Iterable, Mapping
     FORWARDED_PROTO,
     FORWARDED_HOST,
     REQUEST_ID,
+    TE,
+    MAX_FORWARDS,
+    LOOKALIKE,
+    METHOD_OVERRIDE,
+    TARGET_OVERRIDE,
     OTHER,
-) = range(15)
+) = range(20)
 
 _SPELLINGS_MAX = 1000
 _SPELLING_BYTES_MAX = 64
 
-_ALWAYS_HOP_BY_HOP = {b"keep-alive": HOP_BY_HOP, b"proxy-connection": HOP_BY_HOP, b"te": HOP_BY_HOP}
+_ALWAYS_HOP_BY_HOP = {b"keep-alive": HOP_BY_HOP, b"proxy-connection": HOP_BY_HOP}
 
 _REQUEST_FIELDS = {
     b"host": HOST,
@@ -41,8 +46,18 @@ _REQUEST_FIELDS = {
     b"x-forwarded-proto": FORWARDED_PROTO,
     b"x-forwarded-host": FORWARDED_HOST,
     b"x-request-id": REQUEST_ID,
+    b"te": TE,
+    b"max-forwards": MAX_FORWARDS,
+    # Some frameworks take these for the method and the target.
+    b"x-http-method-override": METHOD_OVERRIDE,
+    b"x-http-method": METHOD_OVERRIDE,
+    b"x-method-override": METHOD_OVERRIDE,
+    b"x-original-url": TARGET_OVERRIDE,
+    b"x-rewrite-url": TARGET_OVERRIDE,
     **_ALWAYS_HOP_BY_HOP,
 }
+# Servers that hand fields on as variables of an environment read these underscores as hyphens.
+_LOOKALIKES = {b"content_length": LOOKALIKE, b"transfer_encoding": LOOKALIKE}
 
 
 class Fields(dict[bytes, int]):
@@ -64,10 +79,12 @@ class Fields(dict[bytes, int]):
 
 def request_fields(key_field: str, alternative_field: str | None) -> Fields:
     """What each request field is, given the names of the fields that carry an API key."""
-    fields = dict(_REQUEST_FIELDS)
-    if alternative_field is not None:
-        fields[alternative_field.lower().encode()] = API_KEY
-    fields[key_field.lower().encode()] = AUTHORIZATION
+    fields = _REQUEST_FIELDS | _LOOKALIKES
+    for name, field in ((alternative_field, API_KEY), (key_field, AUTHORIZATION)):
+        if name is not None:
+            spelling = name.lower().encode()
+            fields[spelling.replace(b"-", b"_")] = LOOKALIKE
+            fields[spelling] = field
     return Fields(fields)
 
 
@@ -77,6 +94,7 @@ RESPONSE_FIELDS = Fields(
         b"transfer-encoding": TRANSFER_ENCODING,
         b"connection": CONNECTION,
         b"upgrade": UPGRADE,
+        b"te": HOP_BY_HOP,
         **_ALWAYS_HOP_BY_HOP,
     }
 )
@@ -85,6 +103,13 @@ RESPONSE_FIELDS = Fields(
 def connection_tokens(value: bytes) -> list[bytes]:
     """The lower-cased options of a Connection or Upgrade field (RFC 9110 §7.6.1)."""
     return [token.strip().lower() for token in value.split(b",")]
+
+
+def hop_lines(upgrade: bytes | None, *, wants_trailers: bool) -> bytes:
+    """The connection's own fields for the next hop, which gets them anew."""
+    options = [b"Upgrade"] * (upgrade is not None) + [b"TE"] * wants_trailers
+    fields = b"" if upgrade is None else b"Upgrade: %b\r\n" % upgrade
+    return b"Connection: %b\r\n%b%b" % (b", ".join(options), fields, b"TE: trailers\r\n" if wants_trailers else b"")
 
 
 def without_named(lines: Iterable[bytes], options: Iterable[bytes], fields: Fields) -> list[bytes]:

@@ -38,11 +38,13 @@ class KnownAnswers:
         known = self._known.get(data[:end])
         return known if known is not None and len(data) == end + known.body_bytes else None
 
-    def learn(self, data: bytes, status: int, head: bytes) -> None:
+    def learn(self, data: bytes, status: int, head: bytes, body_bytes: int) -> None:
         """``data`` is a whole answer, whose head the client got as ``head``, its last line included."""
         end = data.find(_END) + 4
+        if len(data) != end + body_bytes:  # the parser skips empty lines behind an answer; they are none of it
+            return
         seen, self._last = self._last, data[:end]
         if seen == self._last:
             if len(self._known) >= _HEADS_MAX:
                 self._known.clear()
-            self._known[seen] = KnownAnswer(status, head[:-2], len(data) - end)
+            self._known[seen] = KnownAnswer(status, head[:-2], body_bytes)

@@ -10,9 +10,11 @@ from gateway.policy import answers
 from gateway.policy.answers import Answer
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import Policy, Rules
+from gateway.relay import conformance
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
 from gateway.relay.exchange import Exchange
+from gateway.relay.forwarding import Forwarding
 from gateway.relay.heads import Fields
 from gateway.relay.rate_keys import rate_key
 from gateway.relay.request import Request
@@ -77,8 +79,10 @@ class Relay:
         hosted_paths: frozenset[bytes],
         request_fields: Fields,
         new_event_id: Callable[[], str],
+        forwarding: Forwarding | None = None,
     ) -> None:
         self.limits = limits
+        self.forwarding = forwarding or Forwarding()
         self.identify = identify
         self.admission = admission
         self.ledger = ledger
@@ -121,7 +125,8 @@ class Relay:
         self._connections.add(connection)
         self.counters.connections_open.set(len(self._connections))
         limits = self.limits
-        if limits.connections_per_address_max and connection.address != UNKNOWN_ADDRESS:
+        is_one_client = connection.address != UNKNOWN_ADDRESS and not connection.is_trusted_proxy
+        if limits.connections_per_address_max and is_one_client:
             count = self._connections_by_address.get(connection.address, 0) + 1
             self._connections_by_address[connection.address] = count
             if count > limits.connections_per_address_max:
@@ -208,7 +213,7 @@ class Relay:
                 "The X-Request-Id is too long.",
                 f"found {len(request.request_id)} characters, expected at most {_REQUEST_ID_CHARACTERS_MAX}",
             )
-        return None
+        return conformance.refusal_of(request)
 
     def too_many_in_flight(self) -> Answer:
         return answers.error(503, "overloaded", "Too many calls are under way. Try again.", retry_after_s=1)
@@ -261,13 +266,16 @@ class Relay:
         account: "Account | None",
         request: Request,
         credentials: "Credentials | None",
-        address: bytes,
+        client: ClientConnection,
     ) -> tuple[str, ...]:
         """The value of each rate limit's key for this call, in the policy's order."""
         limits = policy.rate_limits
         account_id = "" if account is None else account.account_id
         if len(limits) == 1 and limits[0].key == "account":  # nearly every policy
             return (account_id,)
+        address = client.address
+        if client.is_trusted_proxy:
+            address = self.forwarding.client_address(address, request)
         return tuple(rate_key(limit.key, policy, account_id, request.lines, credentials, address) for limit in limits)
 
     def new_request_id(self) -> bytes:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from gateway.policy.routes import Ambiguous, RouteTable
     from gateway.policy.rules import Policy
 
-_LENGTH_DIGITS_MAX = 20  # of 2^64
+# A length of more digits is more than any server counts to, or hides behind zeros.
+_LENGTH_DIGITS_MAX = 18
 
 
 class Request:
@@ -32,6 +33,9 @@ class Request:
         "expects_continue",
         "forwarded_for",
         "forwarded_head",
+        "forwarded_host",
+        "forwarded_lines",
+        "forwarded_proto",
         "has_length",
         "has_two_credentials",
         "head_bytes",
@@ -42,12 +46,15 @@ class Request:
         "lines",
         "match",
         "matched_by",
+        "max_forwards",
         "method",
+        "overrides",
         "refusal",
         "request_id",
         "target",
         "trailers",
         "upgrade",
+        "wants_trailers",
     )
 
     def __init__(self) -> None:
@@ -62,7 +69,14 @@ class Request:
         self.api_key: bytes | None = None
         self.cookie: bytes | None = None
         self.request_id: bytes | None = None
+        # What proxies before this one say, or the client claims: not in ``lines``, for it is said anew.
+        self.forwarded_lines: list[bytes] = []
         self.forwarded_for: bytes | None = None
+        self.forwarded_proto: bytes | None = None
+        self.forwarded_host: bytes | None = None
+        self.max_forwards: bytes | None = None
+        self.overrides: list[tuple[int, bytes]] = []  # what some servers would take for the method or the target
+        self.wants_trailers = False
         self.connection_options: list[bytes] = []
         self.upgrade: bytes | None = None
         self.expects_continue = False
@@ -91,8 +105,10 @@ class Request:
             self.hosts += 1
         elif field == heads.CONTENT_LENGTH:
             self.has_length = True
-            # What is no number the parser refuses, as it does beyond 64 bits; leading zeros it takes without end.
-            self.content_length = int(value[-_LENGTH_DIGITS_MAX:]) if value.isdigit() else 0
+            # What is no number the parser refuses.
+            self.content_length = int(value) if value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX else 0
+            if len(value) > _LENGTH_DIGITS_MAX:
+                self.refuse_field("This Content-Length is too long a number.", value)
         elif field == heads.AUTHORIZATION:
             self.has_two_credentials |= self.authorization is not None
             self.authorization = value
@@ -101,16 +117,20 @@ class Request:
             self.api_key = value
         elif field == heads.COOKIE:
             self.cookie = value if self.cookie is None else self.cookie + b"; " + value
-        elif field == heads.FORWARDED_FOR:
-            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+        elif heads.FORWARDED_FOR <= field <= heads.FORWARDED_HOST:
+            self._take_forwarded(field, name, value)
             return
-        elif field in (heads.FORWARDED_PROTO, heads.FORWARDED_HOST):
-            return  # the client's claim; the gateway writes its own
         elif field == heads.REQUEST_ID:
             self.request_id = value
+        elif field == heads.MAX_FORWARDS:
+            self.max_forwards = value
+        elif field in (heads.METHOD_OVERRIDE, heads.TARGET_OVERRIDE):
+            self.overrides.append((field, value.strip()))
+        elif field == heads.LOOKALIKE:
+            self.refuse_field("Some servers would read this field's name as another's.", name)
         elif field == heads.EXPECT:
-            self.expects_continue = True
-            if value.lower() != b"100-continue":
+            self.expects_continue |= value != b""
+            if value and value.lower() != b"100-continue":
                 self.refusal = answers.error(
                     417,
                     "invalid_request",
@@ -122,12 +142,27 @@ class Request:
             return
         self.lines.append(b"%b: %b\r\n" % (name, value))
 
+    def refuse_field(self, message: str, found: bytes) -> None:
+        """A field that does not go on, nor the request with it."""
+        self.refusal = answers.error(400, "invalid_request", message, details=f"found {found[:64].decode('latin-1')!r}")
+
+    def _take_forwarded(self, field: int, name: bytes, value: bytes) -> None:
+        self.forwarded_lines.append(b"%b: %b\r\n" % (name, value))
+        if field == heads.FORWARDED_FOR:
+            self.forwarded_for = value if self.forwarded_for is None else self.forwarded_for + b", " + value
+        elif field == heads.FORWARDED_PROTO:
+            self.forwarded_proto = value
+        else:
+            self.forwarded_host = value
+
     def _take_hop_by_hop(self, field: int, value: bytes) -> None:
         """A field that ends here: the next hop gets its own, where it needs one."""
         if field == heads.CONNECTION:
             self.connection_options += heads.connection_tokens(value)
         elif field == heads.UPGRADE:
             self.upgrade = value
+        elif field == heads.TE:
+            self.wants_trailers |= b"trailers" in heads.connection_tokens(value)
         elif field == heads.TRANSFER_ENCODING:
             self.chunked = True
             if value.strip().lower() != b"chunked":

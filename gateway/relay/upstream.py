@@ -5,6 +5,7 @@ has accepted everything it was fed: a bad upstream cannot split an answer in two
 """
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from gateway.relay.pool import Pool
     from gateway.relay.relay import Relay
 
+# What a reason phrase consists of (RFC 9112 §4); the parser also takes control characters.
+_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_VERSION = b"HTTP/1."
+# Before its answer an upstream sends a 100 and perhaps a few early hints, not interim answers without end.
+_INTERIM_MAX = 32
+# A length of more digits is hidden behind zeros, or more than a client counts to.
+_LENGTH_DIGITS_MAX = 18
+# What a client said last in its tunnel has this long to reach an upstream that does not read.
+_FINISH_TIMEOUT_S = 2.0
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One keep-alive connection to an upstream; serves one exchange at a time."""
@@ -30,15 +41,19 @@ class UpstreamConnection(asyncio.Protocol):
         "_connection_options",
         "_has_length",
         "_interim",
+        "_interims",
         "_invalid",
+        "_is_http_1",
         "_lines",
         "_out",
         "_parser",
         "_plain",
+        "_promises_body",
         "_reading_paused",
         "_reason",
         "_relay",
         "_unusable",
+        "_withheld_bytes",
         "complete",
         "exchange",
         "head_done",
@@ -66,6 +81,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._unusable = False
         self._at_eof = False
         self._out: list[bytes] = []
+        self._interims = 0
         self._begin_answer()
 
     def _begin_answer(self) -> None:
@@ -73,15 +89,18 @@ class UpstreamConnection(asyncio.Protocol):
         self.head_done = False
         self.complete = False
         self._interim = False
+        self._is_http_1 = False
         self._invalid: str | None = None
         self._reason = b""
         self._lines: list[bytes] = []
         self._connection_options: list[bytes] = []
         self._has_length = False
+        self._promises_body = False
         self._chunked = False
         self._chunk_framing = False
         self._at_start = True
         self._plain = False  # a head worth knowing
+        self._withheld_bytes = 0  # received since anything was there to pass on
 
     # --- transport events
 
@@ -105,6 +124,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self._take_known(known, data, exchange)
                 return
             self._at_start = False
+            self._is_http_1 = data.startswith(_VERSION)
+            if not self._is_http_1 and not _VERSION.startswith(data):
+                self._invalid = "it is not HTTP/1.1"  # the parser reads RTSP and ICE as well
+        self._withheld_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -123,9 +146,13 @@ class UpstreamConnection(asyncio.Protocol):
             self.pool.failed()
             exchange.upstream_failed(f"the upstream's answer cannot be relayed: {self._invalid}")
         elif self._out or self.complete:
-            if is_whole and self._plain and self.complete and not self._unusable:
-                self.pool.known_answers.learn(data, self.status, self._out[0])
+            if is_whole and self._plain and self.complete and not self._unusable and self._interims == 0:
+                head, *body = self._out
+                self.pool.known_answers.learn(data, self.status, head, sum(map(len, body)))
+            self._withheld_bytes = 0  # the answer has begun
             exchange.answer_arrived(self)
+        elif self._withheld_bytes > self._relay.limits.head_bytes_max:
+            exchange.upstream_failed("the upstream's answer has too large a header block")
 
     def _take_known(self, known: KnownAnswer, data: bytes, exchange: "Exchange") -> None:
         """As the parser's events would have done."""
@@ -193,21 +220,32 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self.head_done:
             if self._chunk_framing and not self._interim:
-                self._lines.append(b"%b: %b\r\n" % (name, value))  # a trailer
+                # A trailer; one that would count in a head has no place here (RFC 9110 §6.5.1).
+                if heads.RESPONSE_FIELDS[name] == heads.OTHER:
+                    self._lines.append(b"%b: %b\r\n" % (name, value))
+                else:
+                    self._unusable = True  # the parser may act on it
             return
         field = heads.RESPONSE_FIELDS[name]
         if field == heads.OTHER:
             self._lines.append(b"%b: %b\r\n" % (name, value))
         elif field == heads.CONTENT_LENGTH:
             self._has_length = True
-            self._lines.append(b"%b: %b\r\n" % (name, value))
+            if len(value) > _LENGTH_DIGITS_MAX:
+                self._invalid = "its Content-Length is too long a number"
+            self._promises_body = value.strip() != b"0"
+            status = self._parser.get_status_code()
+            if status >= 200 and status != 204:  # others have no body, whatever they say (RFC 9110 §8.6)
+                self._lines.append(b"%b: %b\r\n" % (name, value))
         elif field == heads.TRANSFER_ENCODING:
-            self._chunked = True
-            if value.strip().lower() != b"chunked":
+            if self._chunked or value.strip().lower() != b"chunked":
                 self._invalid = "its transfer coding is not chunked"
+            self._chunked = True
         elif field in (heads.CONNECTION, heads.UPGRADE):
             if self._parser.get_status_code() == 101:  # what is switched to is the client's to know
                 self._lines.append(b"%b: %b\r\n" % (name, value))
+                if field == heads.UPGRADE and value.strip().lower() != b"websocket":
+                    self._invalid = "it switches to another protocol than was asked for"
             elif field == heads.CONNECTION:
                 self._connection_options += heads.connection_tokens(value)
 
@@ -217,9 +255,15 @@ class UpstreamConnection(asyncio.Protocol):
         exchange = self.exchange
         assert exchange is not None
         status = self._parser.get_status_code()
+        if not self._has_status_line(status):
+            self._invalid = "its status line is not one of HTTP/1.1"
+            return
         if status < 200 and status != 101:
             self._interim = True
-            if exchange.wants_interim(status):
+            self._interims += 1
+            if self._interims > _INTERIM_MAX:
+                self._invalid = "it has too many interim answers"
+            elif exchange.wants_interim(status):
                 self._write_head(status, b"")
             return
         self.status = status
@@ -228,8 +272,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._invalid = "it has both Transfer-Encoding and Content-Length"
         elif status == 101 and exchange.request.upgrade is None:
             self._invalid = "it switches protocols unasked"
-        if not self._parser.should_keep_alive():
-            self._unusable = True
+        if not self._parser.should_keep_alive() or (self._chunked and self._parser.get_http_version() == "1.0"):
+            self._unusable = True  # HTTP/1.0 has no chunks: where such an answer ends is not sure (RFC 9112 §6.1)
         bodiless = exchange.request.method == b"HEAD" or status in (204, 304)
         framing = b""
         if status != 101:
@@ -243,7 +287,17 @@ class UpstreamConnection(asyncio.Protocol):
         if bodiless:
             # The parser cannot be told that this answer has no body; it is not asked again.
             self.complete = True
+            if self._chunked or self._promises_body:
+                # A server that sends the body of an answer to HEAD all the same may do so a moment later: it would be
+                # read as the answer to the next request, which may be somebody else's.
+                self._unusable = True
             self._parser = httptools.HttpResponseParser(self)
+
+    def _has_status_line(self, status: int) -> bool:
+        """Whether version, status and reason are HTTP/1's: the parser knows other versions, and takes any digits."""
+        if not self._is_http_1 and self._parser.get_http_version() not in ("1.1", "1.0"):
+            return False
+        return status >= 100 and (self._reason.isalnum() or _REASON.fullmatch(self._reason) is not None)
 
     def _write_head(self, status: int, framing: bytes) -> None:
         lines = self._lines
@@ -255,13 +309,16 @@ class UpstreamConnection(asyncio.Protocol):
         if self.complete:
             self._unusable = True  # a body where there is none
             return
+        if self._interim:
+            self._invalid = "an interim answer has a body"  # the parser knows some of them only
+            return
         exchange = self.exchange
         assert exchange is not None
         exchange.capture(body)
         self._out.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunk_framing else body)
 
     def on_message_complete(self) -> None:
-        if self._interim:
+        if self._interim and self._invalid is None:
             self._begin_answer()
         elif not self.complete:
             self._end_of_body()
@@ -276,6 +333,7 @@ class UpstreamConnection(asyncio.Protocol):
     def start(self, exchange: "Exchange") -> None:
         """Serves this exchange from here on."""
         self.exchange = exchange
+        self._interims = 0
         self._begin_answer()
 
     def write(self, data: bytes) -> None:
@@ -321,6 +379,14 @@ class UpstreamConnection(asyncio.Protocol):
         assert peer is not None
         peer.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
         peer.write(data)
+
+    def finish(self) -> None:
+        """The client is gone: what it said last still goes out."""
+        self._unusable = True
+        if self.open:
+            self.transport.close()
+            if self.transport.get_write_buffer_size() > 0:
+                asyncio.get_running_loop().call_later(_FINISH_TIMEOUT_S, self.transport.abort)
 
     def half_close(self) -> bool:
         """The client sends no more. False where the upstream does not either: the tunnel is over."""

@@ -254,6 +254,25 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("admin: {open_paths: /console}\n"),
         'config.yaml:8:21: admin.open_paths: expected some of /metrics, /healthz, /readyz, found "/console"',
     ),
+    "an address header that nobody is trusted to set": (
+        config("forwarding: {client_address_header: Fly-Client-IP}\n"),
+        "config.yaml:8:37: forwarding.client_address_header: "
+        "expected trusted_proxies beside it: nobody else is believed",
+    ),
+    "a network that is none": (
+        config("forwarding: {trusted_proxies: [10.0.0.0/8, 10.0.0.0/33]}\n"),
+        "config.yaml:8:44: forwarding.trusted_proxies[1]: "
+        'expected a network such as 10.0.0.0/8 or an address, found "10.0.0.0/33"',
+    ),
+    "a network with bits of a host": (
+        config("forwarding: {trusted_proxies: [10.0.0.1/8]}\n"),
+        "config.yaml:8:32: forwarding.trusted_proxies[0]: "
+        'expected a network such as 10.0.0.0/8 or an address, found "10.0.0.1/8"',
+    ),
+    "a name in Via that is two": (
+        config('forwarding: {via: "a b"}\n'),
+        'config.yaml:8:19: forwarding.via: expected a name, found "a b"',
+    ),
     "a folder that is not there": (
         config("policies: rules\n"),
         "config.yaml:8:11: policies: expected a folder, found none at rules",

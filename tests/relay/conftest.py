@@ -84,6 +84,13 @@ def answering(data: bytes) -> Callable[[bytes, asyncio.StreamReader, asyncio.Str
     return answer
 
 
+async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    """Returns once something is so; the loop's other work goes on meanwhile."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 @dataclass
 class Client:
     """The test's client."""
@@ -122,6 +129,12 @@ class Running:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
         self.clients.append(client)
         return client
+
+    def pass_time(self, seconds: float) -> None:
+        """The relay's clock jumps, and it looks at its deadlines."""
+        now = self.relay.now
+        self.relay.now = lambda: now() + seconds
+        self.relay.tick()
 
     def limit(self, **changes: Any) -> None:
         self.relay.limits = replace(self.relay.limits, **changes)

@@ -141,7 +141,7 @@ def test_what_is_found_is_what_was_learnt(heads: list[bytes], rest: bytes) -> No
     answers = KnownAnswers()
     for head in heads:
         length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
-        answers.learn(head + b"b" * length, int(head[9:12]), head)
+        answers.learn(head + b"b" * length, int(head[9:12]), head, length)
     for head in HEADS:
         known = answers.find(head + rest)
         length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
@@ -153,7 +153,7 @@ def test_what_is_found_is_what_was_learnt(heads: list[bytes], rest: bytes) -> No
 def test_what_differs_each_time_is_not_kept() -> None:
     answers = KnownAnswers()
     for number in range(1000):
-        answers.learn(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 0\r\n\r\n" % number, 200, b"\r\n")
+        answers.learn(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 0\r\n\r\n" % number, 200, b"\r\n", 0)
     assert len(answers) == 0
 
 
@@ -161,5 +161,41 @@ def test_what_is_kept_has_a_bound() -> None:
     answers = KnownAnswers()
     for number in range(10_000):
         for _ in range(2):
-            answers.learn(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 0\r\n\r\n" % number, 200, b"\r\n")
+            answers.learn(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 0\r\n\r\n" % number, 200, b"\r\n", 0)
     assert 0 < len(answers) <= 256
+
+
+async def test_empty_lines_behind_an_answer_do_not_become_part_of_it(running: Running) -> None:
+    """The parser skips them, and an answer's length says where it ends."""
+    running.upstream.answer = answering(OK + b"hi\r\n\n")
+    client = await running.connect()
+    for _ in range(4):
+        await client.send(POST + b"abc")
+        assert await answer_of(client) == (OK, b"hi")
+    assert known_answers(running) == 0
+
+
+async def test_empty_lines_behind_a_request_do_not_become_its_body(running: Running) -> None:
+    running.upstream.answer = echo
+    client = await running.connect()
+    for body, rest in ((b"\r\n", b"\r\n"), (b"\r\n", b"\r\n"), (b"\r\n", b"XY")):
+        await client.send(POST.replace(b": 3", b": 2") + body + rest)
+        assert (await answer_of(client))[1] == b"POST " + body
+
+
+async def test_a_head_behind_an_interim_one_is_not_taken_for_its_body(running: Running) -> None:
+    """Two heads in one piece: the first must not come to stand for whatever follows it."""
+    hints = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    good = b"HTTP/1.1 200 OK\r\nX: 1\r\nContent-Length: 2\r\n\r\nhi"
+    bad = b"HTTP/1.1 200 OK\nX : 1\r\nContent-Length: 2\r\n\r\nhi"
+    client = await running.connect()
+    running.upstream.answer = answering(hints + good)
+    for _ in range(3):
+        await client.send(POST + b"abc")
+        assert await client.read_head() == hints
+        assert (await answer_of(client))[1] == b"hi"
+    assert known_answers(running) == 0
+    assert len(good) == len(bad)
+    running.upstream.answer = answering(hints + bad)
+    await client.send(POST + b"abc")
+    assert b" 502 " in await client.read_head()
