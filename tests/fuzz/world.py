@@ -18,8 +18,8 @@ import uvloop
 from gateway.metrics import Metrics
 from gateway.relay import heads
 from gateway.relay.client import ClientConnection
+from gateway.relay.pool import Pool
 from gateway.relay.relay import Relay
-from gateway.relay.upstream import Pool
 from gateway.tasks import Tasks
 from tests.differential.recording import Recorder, RecordingConnection
 from tests.fuzz import grammar

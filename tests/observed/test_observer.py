@@ -70,7 +70,7 @@ def test_where_nothing_is_watched_there_is_no_observer() -> None:
 def test_the_share_that_is_watched_is_the_one_asked_for(sections: dict[str, Any], share: float) -> None:
     metrics = Metrics()
     one = Observer(settings(metrics={"stage_sample": share}, **sections), metrics, None)
-    relay: Any = SimpleNamespace(now=lambda: 0.0)
+    relay: Any = SimpleNamespace(now=lambda: 0.0, limits=SimpleNamespace(body_bytes_max=0))
     client: Any = SimpleNamespace(address=b"127.0.0.1")
     count = 20_000
     watched = sum(isinstance(one.exchange(relay, client, Request()), ObservedExchange) for _ in range(count))
