@@ -33,6 +33,26 @@ SELECT * FROM castgate_record_usage(
     $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
 
+-- name: complete_events
+-- Events ($1 ids, $2 statuses, $3 cast ids, $4 request ids) of calls that ended well, and that the ledger had already: one
+-- that was charged as an expired hold learns what it was. Its cost stays: it is in the counters. Gives what the casts cost.
+WITH told AS (
+    SELECT * FROM unnest($1::text::uuid[], $2::text::smallint[], $3::text::text[], $4::text::text[])
+        AS event(id, upstream_status, cast_id, request_id)
+), locked AS (
+    -- In order of id, as record_usage takes them.
+    SELECT event.id FROM usage_events AS event
+    WHERE event.id IN (SELECT id FROM told) AND event.outcome = 'expired'
+    ORDER BY event.id FOR UPDATE
+), completed AS (
+    UPDATE usage_events AS event
+    SET outcome = 'posted', upstream_status = told.upstream_status, cast_id = told.cast_id, request_id = told.request_id
+    FROM told JOIN locked USING (id)
+    WHERE event.id = told.id
+)
+SELECT told.cast_id, event.cost_microcents FROM told JOIN usage_events AS event USING (id)
+WHERE told.cast_id IS NOT NULL;
+
 -- name: budgets_of_account
 -- Hosted endpoints: an account's plan and own budgets ($1 account), of one snapshot. At least one row comes back; where
 -- there is no budget its period is NULL.

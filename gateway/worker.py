@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import zoneinfo
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,10 @@ from gateway.relay.client import ClientConnection
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.relay import Limits, Relay
 from gateway.relay.upstream import Pool
+from gateway.spool import Spool
+from gateway.spool_replay import Replay
 from gateway.tasks import Tasks
+from gateway.usage_events import UsageEvent
 from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
@@ -88,7 +92,7 @@ class Worker:
         self._tasks = Tasks()
         self._metrics = Metrics(Path(parameters.runtime_dir), f"worker-{parameters.index}")
         self._metrics.config_version(loaded.rules.version)
-        worker_id = f"{parameters.gateway_id}-{parameters.index}-{parameters.start}"
+        worker_id = self._worker_id = f"{parameters.gateway_id}-{parameters.index}-{parameters.start}"
         self._database = Database.from_settings(settings.database, self._metrics)
         self._accounts = Accounts(
             self._database,
@@ -98,7 +102,10 @@ class Worker:
             facts_ttl_s=settings.accounts.facts_ttl_s,
         )
         self._identify = Identify(self._database, self._accounts, settings.identity, self._tasks, self._metrics)
-        self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics)
+        self._spool = self._new_spool(worker_id)
+        spill = self._spool.spill if self._spool is not None else None
+        self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics, spill=spill)
+        self._replaying: asyncio.Task[None] | None = None
         self._admission = Admission(
             worker_id=worker_id,
             settings=settings,
@@ -110,6 +117,8 @@ class Worker:
         )
         self._ledger.on_committed = self._admission.posted
         self._ledger.on_dropped = self._admission.dropped
+        if self._spool is not None:
+            self._spool.on_refused = self._ledger.take_back
         self._payments = Payments(settings.billing) if loaded.billing_enabled else None
         self._metrics.gauge("castgate_billing_enabled").set(int(loaded.billing_enabled))
         self._billing = self._new_billing(self._payments) if self._payments else None
@@ -141,6 +150,17 @@ class Worker:
             billing=self._billing,
             webhooks=Webhooks(self._settings.billing.stripe_webhook_secrets, self._metrics) if self._billing else None,
         )
+
+    def _new_spool(self, worker_id: str) -> Spool | None:
+        settings = self._settings.ledger.spool
+        if settings.folder is None:
+            return None
+        folder = Path(self._parameters.config).parent / settings.folder
+        return Spool(folder, settings, worker_id=worker_id, tasks=self._tasks, metrics=self._metrics)
+
+    def _claim(self, worker_id: str, events: Sequence[UsageEvent]) -> None:
+        """The holds of ``events`` are in the book of a worker that is gone, and end there when the ledger has them."""
+        self._admission.orphans.pending.update(dict.fromkeys((event.event_id for event in events), worker_id))
 
     def _new_billing(self, payments: Payments) -> Billing:
         return Billing(
@@ -199,6 +219,9 @@ class Worker:
             self._tasks.start("spans.send", self._spans.send_forever())
         vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
         self._tasks.start("vitals", vitals.watch_forever())
+        if self._spool is not None:
+            replay = Replay(self._spool, self._ledger, worker_id=self._worker_id, claim=self._claim)
+            self._replaying = self._tasks.start("spool.replay", replay.run())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
@@ -246,7 +269,12 @@ class Worker:
             self._server.close()
         await self._relay.drain(self._settings.drain_timeout_s)
         await self._hosted.close()
+        if self._replaying is not None:
+            self._replaying.cancel()
+            await asyncio.wait({self._replaying})
         await self._ledger.close()
+        if self._spool is not None:
+            await self._spool.close()
         await self._admission.close()
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
