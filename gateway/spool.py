@@ -180,11 +180,8 @@ class Spool:
         self._tell_size()
 
     def _failed(self, error: OSError, group: list[UsageEvent]) -> None:
-        reason = f"{errno.errorcode.get(error.errno or 0, '')} {error.strerror or error}".strip()
         self._errors.add()
-        if reason != self._failing:
-            _log.error("spool_failing", reason=reason, folder=str(self._folder), effect="events stay in memory")
-            self._failing = reason
+        self._tell_failing(error)
         self._retry_at_s = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
         # What an error left of a file is not built on: the next group begins another one.
@@ -193,6 +190,12 @@ class Spool:
         self._buffer = []
         self._results["refused"].add(len(refused))
         self.on_refused(refused)
+
+    def _tell_failing(self, error: OSError) -> None:
+        reason = f"{errno.errorcode.get(error.errno or 0, '')} {error.strerror or error}".strip()
+        if reason != self._failing:
+            _log.error("spool_failing", reason=reason, folder=str(self._folder), effect="events stay in memory")
+            self._failing = reason
 
     # --- giving back
 
@@ -210,11 +213,7 @@ class Spool:
             await asyncio.to_thread(os.makedirs, self._folder, 0o700, exist_ok=True)
             found, self._folder_bytes = await asyncio.to_thread(self._take_up)
         except OSError as error:
-            if not self._failing:
-                self._failing = error.strerror or str(error)
-                _log.error(
-                    "spool_failing", reason=self._failing, folder=str(self._folder), effect="events stay in memory"
-                )
+            self._tell_failing(error)
             return 0
         for file in found:
             _log.warning("spool_taken_up", file=file.path.name, events=file.events, oldest_s=round(file.age_s))
