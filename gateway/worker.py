@@ -27,6 +27,7 @@ from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
 from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
+from gateway.drift import DriftWatch
 from gateway.exemplars import Exemplars
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
@@ -222,6 +223,8 @@ class Worker:
         if self._spool is not None:
             replay = Replay(self._spool, self._ledger, worker_id=self._worker_id, claim=self._claim)
             self._replaying = self._tasks.start("spool.replay", replay.run())
+        if self._parameters.index == 0 and self._settings.ledger.drift_interval_s > 0:
+            self._tasks.start("drift", DriftWatch(self._database, self._settings, self._metrics).run())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)

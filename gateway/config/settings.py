@@ -295,6 +295,14 @@ class Ledger(Section):
         "UPDATE casts SET cost_cents = new.cost_cents FROM unnest($1::text[], $2::numeric[]) AS new(id, cost_cents) "
         "WHERE casts.id = new.id::uuid"
     )
+    # What casts cost, for castgate reconcile: gets cast ids as $1::text[] and returns rows (id, cost_cents), id as
+    # text; blank where casts cannot be read.
+    cast_read_sql: Annotated[str | None, optional(text("an SQL statement", length_max=10_000))] = (
+        "SELECT casts.id::text AS id, casts.cost_cents FROM casts WHERE casts.id = ANY($1::text[]::uuid[])"
+    )
+    # How often one worker of a gateway compares a few accounts' ledger, counters and Redis for the drift metrics: some
+    # ms of each store. 0s: never.
+    drift_interval_s: Annotated[float, duration_s("0s", "1d")] = Field(default=60.0, alias="drift_interval")
     spool: Spool = Spool()
 
 
