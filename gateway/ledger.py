@@ -14,13 +14,16 @@ What can go wrong with a batch, and what follows:
   way. Ids make it harmless if a failed attempt was committed after all.
 - A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
   logged in full and dropped, its neighbours are written.
-- The queue is full: ``spill`` is offered the newest events; what it does not take is refused: it stays a hold, or is
-  dropped (``at_bound``), and is counted and logged either way.
+- The queue is full: ``spill`` is offered the newest events; what it does not take stays a hold, or is dropped
+  (``at_bound``), and is counted and logged either way. ``refuses`` then asks for no more calls that cost, where that is
+  the operator's choice.
+- A hold of a dead worker (``expired``) is never spilled: it is safe in Redis, from where it is swept again
+  (``on_put_off``). Every worker sweeps: in their spools it would be once for each.
 - An event is there already: an earlier attempt wrote it, or a sweeper charged its hold as expired while we were stopped
   or it was in the spool. Then the row learns what only we know (cast, status, request), its cost stays as it was
   charged, and that is what the cast is told to cost.
-Every event ends in exactly one of ``on_committed``, ``spill`` and ``on_dropped``; or, where there is no room for it or
-the process ends, as the hold that it still is.
+Every event ends in exactly one of ``on_committed``, ``spill``, ``on_put_off`` and ``on_dropped``; or, where there is no
+room for it or the process ends, as the hold that it still is.
 """
 
 from __future__ import annotations
@@ -86,6 +89,8 @@ class Ledger:
         """``spill`` keeps events that cannot stay here, to ``rewrite`` them in better times; False: it cannot."""
         self.on_committed: Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None] = _ignore_commit
         self.on_dropped: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
+        self.on_put_off: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
+        self.refuses = False  # calls that cost should not begin: there would be no room for their events
         self._database = database
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
@@ -93,7 +98,7 @@ class Ledger:
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
         self._spill = spill or _no_spill
-        self._drops_at_bound = settings.spool.at_bound == "drop"
+        self._at_bound = settings.spool.at_bound
         self._queue: deque[UsageEvent] = deque()
         # Taken out of the queue to be written: one batch, or the pieces of one with bad rows, the first one last.
         self._pieces: list[Sequence[UsageEvent]] = []
@@ -126,7 +131,7 @@ class Ledger:
     def append(self, event: UsageEvent) -> None:
         """Take ``event`` on. Never blocks and never raises."""
         queue = self._queue
-        if self._spilling and self._spill((event,)):
+        if self._spilling and self._keep_elsewhere((event,)):
             return
         if len(queue) >= self._queue_max:
             self._overflow(event)
@@ -266,11 +271,19 @@ class Ledger:
     def _hand_over(self) -> bool:
         """Give all that waits to ``spill``; an empty write takes its place, which finds out when Postgres is back."""
         waiting = [event for piece in reversed(self._pieces) for event in piece] + list(self._queue)
-        if not self._spill(waiting):
+        if not self._keep_elsewhere(waiting):
             return False
         self._queue.clear()
         self._pieces = [()]
         self._spilling = True
+        return True
+
+    def _keep_elsewhere(self, events: Sequence[UsageEvent]) -> bool:
+        orphans = [event for event in events if event.outcome == "expired"]
+        if not self._spill([event for event in events if event.outcome != "expired"] if orphans else events):
+            return False
+        if orphans:
+            self._tell(self.on_put_off, orphans)
         return True
 
     def _isolated(self, events: Sequence[UsageEvent], error: str) -> list[Sequence[UsageEvent]]:
@@ -344,17 +357,18 @@ class Ledger:
             self._full = True
             _log.error("ledger_full", queue_max=self._queue_max)
         self._failures["full"].add()
-        if self._spill([event]):
+        if self._keep_elsewhere([event]):
             return
-        if self._drops_at_bound:
+        self.refuses = self._at_bound == "refuse"
+        if self._at_bound == "drop":
             self._dropped.add()
-            self._tell_dropped([event])
+            self._tell(self.on_dropped, [event])
         else:
             self._failures["held"].add()
 
     def _give_up(self, events: Sequence[UsageEvent], reason: str, error: str) -> None:
         # What can never be written is not to come back from the spool either.
-        if reason != "poison" and self._spill(events):
+        if reason != "poison" and self._keep_elsewhere(events):
             return
         if reason == "closed":
             # Their holds stay in Redis, where another worker finds and charges them when this one is long gone.
@@ -366,11 +380,11 @@ class Ledger:
         if len(events) > _LOGGED_MAX:
             cost = sum(event.cost_microcents for event in events[_LOGGED_MAX:])
             _log.error("usage_events_dropped", reason=reason, events=len(events) - _LOGGED_MAX, cost_microcents=cost)
-        self._tell_dropped(events)
+        self._tell(self.on_dropped, events)
 
-    def _tell_dropped(self, events: Sequence[UsageEvent]) -> None:
+    def _tell(self, listener: Callable[[Sequence[UsageEvent]], None], events: Sequence[UsageEvent]) -> None:
         try:
-            self.on_dropped(events)
+            listener(events)
         except Exception:  # noqa: BLE001  as for on_committed
             _log.exception("ledger_listener_failed", events=len(events))
 
@@ -383,7 +397,7 @@ class Ledger:
                 _log.info("ledger_recovered", queued=len(self))
             self._failing = reason
         if self._full and not reason and len(self._queue) < self._queue_max // 2:
-            self._full = False
+            self._full = self.refuses = False
             _log.info("ledger_no_longer_full", dropped_total=self._dropped.value)
 
 

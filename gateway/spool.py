@@ -83,6 +83,8 @@ class Spool:
         self._events = metrics.gauge("castgate_spool_events")
         self._oldest = metrics.gauge("castgate_spool_oldest_age_seconds")
         self._full = metrics.gauge("castgate_spool_full")
+        self._oldest.set(0)
+        self._full.set(0)
         self._results = {
             result: metrics.counter("castgate_spool_events_total", result=result)
             for result in ("spilled", "replayed", "refused")

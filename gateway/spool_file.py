@@ -27,15 +27,15 @@ _log = structlog.get_logger()
 
 
 class SpoolFile:
-    """An open, locked file. ``events`` counts its whole records."""
+    """An open, locked file. ``events`` counts its whole records; what is ``damaged`` in part is not deleted, ever."""
 
     def __init__(self, path: Path, fd: int, header: Header, *, size_bytes: int, events: int, damaged: bool) -> None:
         self.path = path
         self.header = header
         self.size_bytes = size_bytes
         self.events = events
+        self.damaged = damaged
         self._fd = fd
-        self._damaged = damaged
 
     @classmethod
     def create(cls, folder: Path, header: Header, number: int) -> "SpoolFile":
@@ -135,7 +135,7 @@ class SpoolFile:
 
     def remove(self) -> None:
         """Done with: delete it, or put it aside where part of it could not be read. Raises OSError."""
-        if self._damaged:
+        if self.damaged:
             self.path.rename(self.path.with_suffix(_DAMAGED_SUFFIX))
         else:
             self.path.unlink(missing_ok=True)

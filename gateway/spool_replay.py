@@ -72,7 +72,7 @@ class Replay:
         started = time.monotonic()
         payloads = await asyncio.to_thread(file.payloads)
         for at in range(0, len(payloads), BATCH):
-            events = _events_of(payloads[at : at + BATCH], file.path.name)
+            events = _events_of(file, payloads[at : at + BATCH])
             await self._let_live_ones_pass()
             if file.header.worker_id not in ("", self._worker_id):
                 self._claim(file.header.worker_id, events)
@@ -91,14 +91,14 @@ class Replay:
             await asyncio.sleep(_YIELD_STEP_S)
 
 
-def _events_of(payloads: Sequence[bytes], name: str) -> list[UsageEvent]:
+def _events_of(file: "SpoolFile", payloads: Sequence[bytes]) -> list[UsageEvent]:
     events = []
     for payload in payloads:
         try:
             events.append(event_of(payload))
         except (ValueError, TypeError) as error:
-            # Whole, so it is what somebody wrote; another version, perhaps. Nobody else will understand it either.
-            _log.error(
-                "spool_record_unknown", file=name, error=str(error), record=payload[:1000].decode("ascii", "replace")
-            )
+            # Whole, so somebody wrote it: another version, perhaps, which will want it back.
+            file.damaged = True
+            record = payload[:1000].decode("ascii", "replace")
+            _log.error("spool_record_unknown", file=file.path.name, error=str(error), record=record)
     return events

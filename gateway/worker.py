@@ -118,6 +118,7 @@ class Worker:
         )
         self._ledger.on_committed = self._admission.posted
         self._ledger.on_dropped = self._admission.dropped
+        self._ledger.on_put_off = self._put_off
         if self._spool is not None:
             self._spool.on_refused = self._ledger.take_back
         self._payments = Payments(settings.billing) if loaded.billing_enabled else None
@@ -162,6 +163,11 @@ class Worker:
     def _claim(self, worker_id: str, events: Sequence[UsageEvent]) -> None:
         """The holds of ``events`` are in the book of a worker that is gone, and end there when the ledger has them."""
         self._admission.orphans.pending.update(dict.fromkeys((event.event_id for event in events), worker_id))
+
+    def _put_off(self, events: Sequence[UsageEvent]) -> None:
+        """The holds of ``events`` stay in the books of workers that are gone, to be swept again."""
+        for event in events:
+            self._admission.orphans.pending.pop(event.event_id, None)
 
     def _new_billing(self, payments: Payments) -> Billing:
         return Billing(

@@ -279,8 +279,9 @@ class Spool(Section):
     # How long an event waits for company on its way to the disk; a killed process loses as much.
     fsync_interval_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.02, alias="fsync_interval")
     # What becomes of an event for which there is no room here nor in the queue. hold: it counts as held until its
-    # worker ends and is then charged as expired; drop: it is not charged.
-    at_bound: Annotated[Literal["hold", "drop"], choice("hold", "drop")] = "hold"
+    # worker ends and is then charged as expired; drop: it is not charged; refuse: as hold, and calls that cost are
+    # answered 503 until there is room.
+    at_bound: Annotated[Literal["hold", "drop", "refuse"], choice("hold", "drop", "refuse")] = "hold"
 
 
 class Ledger(Section):
