@@ -276,6 +276,30 @@ async def test_where_nothing_has_room_the_operators_choice_decides(
     await pairs.aclose()
 
 
+async def test_a_replay_waits_while_live_events_do(
+    link: Link, make_ledger: MakeLedger, make_spool: MakeSpool, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.spool_replay.YIELD_MAX_S", 60.0)
+    pairs = _pair(link, make_ledger, make_spool, metrics, batch_max=20, flush_interval="10s")
+    pair = await anext(pairs)
+    pair.ledger.append(event("first"))  # what comes within 10 s of it waits for company
+    await pair.committed.wait_for(1)
+    assert pair.spool.spill([event("old")] * 3)
+    await written(pair.spool)
+    file = pair.spool.next_file()
+    assert file is not None
+    for _ in range(15):
+        pair.ledger.append(event("live"))
+    replaying = asyncio.ensure_future(pair.replay.replay(file))
+    await asyncio.sleep(0.3)
+    assert len(pair.committed.events) == 1
+    for _ in range(5):
+        pair.ledger.append(event("live"))
+    await replaying
+    assert [one.account_id for one in pair.committed.events] == ["first", *["live"] * 20, *["old"] * 3]
+    await pairs.aclose()
+
+
 async def test_live_events_pass_a_replay(pair: Pair, sql: Connection) -> None:
     assert pair.spool.spill([event("old") for _ in range(3000)])
     await written(pair.spool)
