@@ -359,6 +359,9 @@ class Ledger:
         self._failures["full"].add()
         if self._keep_elsewhere([event]):
             return
+        if event.outcome == "expired":
+            self._tell(self.on_put_off, [event])
+            return
         self.refuses = self._at_bound == "refuse"
         if self._at_bound == "drop":
             self._dropped.add()

@@ -245,6 +245,11 @@ class Spool:
             self._seal()
         return self._waiting[0] if self._waiting else None
 
+    def later(self, file: SpoolFile) -> None:
+        """``file`` cannot be replayed now: the others first."""
+        self._waiting.remove(file)
+        self._waiting.append(file)
+
     async def done(self, file: SpoolFile) -> None:
         """``file`` is in Postgres, every event of it."""
         self._waiting.remove(file)

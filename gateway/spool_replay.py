@@ -63,6 +63,8 @@ class Replay:
             if not self._failing:
                 _log.warning("replay_interrupted", file=file.path.name, error=reason)
             self._failing = reason
+            if not isinstance(error, StoreError):
+                self._spool.later(file)  # it may be this one alone that cannot be written
             return False
         self._failing = ""
         return True

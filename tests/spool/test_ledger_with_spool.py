@@ -208,6 +208,29 @@ async def test_a_replay_that_is_interrupted_begins_again_and_counts_nothing_twic
     await counters_equal_ledger()
 
 
+async def test_a_file_that_cannot_be_replayed_does_not_keep_the_others_waiting(
+    pair: Pair, make_spool: MakeSpool, sql: Connection, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.spool_replay.LOOK_S", 0.01)
+    await sql.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON usage_events FOR EACH ROW WHEN (NEW.account_id = 'bad')
+            EXECUTE FUNCTION refuse();
+        """
+    )
+    for worker_id, account_id in (("w8", "bad"), ("w9", "good")):
+        other = make_spool(worker_id)
+        other.spill([event(account_id)])
+        await other.close()
+    task = tasks.start("replay", pair.replay.run())
+    await pair.committed.wait_for(1)
+    assert [one.account_id for one in pair.committed.events] == ["good"]
+    await sql.execute("DROP TRIGGER refuse ON usage_events")
+    await pair.committed.wait_for(2)
+    task.cancel()
+
+
 async def test_another_workers_file_is_claimed_before_its_events_are_committed(
     pair: Pair, make_spool: MakeSpool
 ) -> None:
@@ -252,7 +275,8 @@ async def test_orphans_are_put_off_and_not_spilled(pair: Pair, link: Link, folde
     assert put_off == orphans
     late = event("a", outcome="expired")
     pair.ledger.append(late)
-    assert put_off == [*orphans, late]
+    pair.ledger._overflow(late)
+    assert put_off == [*orphans, late, late]
     assert pair.committed.dropped == []
 
 
