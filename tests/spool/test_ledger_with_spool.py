@@ -62,9 +62,10 @@ async def _pair(
         link.url,
         breaker=breaker,
         metrics=metrics,
-        connect_timeout_s=0.3,
-        statement_timeout_s=0.3,
-        acquire_timeout_s=0.3,
+        # Long enough for a busy machine.
+        connect_timeout_s=2.0,
+        acquire_timeout_s=2.0,
+        statement_timeout_s=1.0,
     )
     spool = make_spool()
     ledger, committed = make_ledger(database=database, spill=spool.spill, **settings)
@@ -130,8 +131,8 @@ async def test_closed_while_postgres_hangs_the_ledger_leaves_everything_on_the_d
     for _ in range(10):
         pair.ledger.append(event("a"))
     with structlog.testing.capture_logs() as logs:
-        async with asyncio.timeout(4):
-            await pair.ledger.close(3.0)
+        async with asyncio.timeout(15):
+            await pair.ledger.close(5.0)
             await pair.spool.close()
     assert len(on_disk(folder)) == 10
     assert pair.committed.dropped == []
