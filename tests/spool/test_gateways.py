@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 import redis
 
+from bench.load import Endpoint, Load, run
 from tests.acceptance.conftest import CAST_BODY
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.link import Link
@@ -201,6 +202,44 @@ async def test_gateways_killed_while_postgres_is_away_lose_nothing(world: World)
     await world.check(account)
     assert three.metric("castgate_spool_events_total", result="replayed") == 100
     assert three.metric("castgate_spool_events") == 0
+
+
+async def test_killed_at_any_moment_under_load_each_cast_is_charged_once_and_at_most_those_under_way_besides(
+    world: World,
+) -> None:
+    connections = 16
+    account = await create_account(world.database_url)
+    await world.sql("INSERT INTO billing_accounts (account_id, plan) SELECT id::text, 'unlimited' FROM users")
+    gateways = await asyncio.gather(world.start(), world.start())
+    for gateway in gateways:
+        await world.cast(gateway, account, 2)
+    headers = {"Authorization": f"Bearer {account.api_key}", "Content-Type": "application/json"}
+    endpoints = [
+        Endpoint.of(f"{gateway.base_url}/v1/cast", method="POST", headers=headers, body=CAST_BODY)
+        for gateway in gateways
+    ]
+    loading = asyncio.ensure_future(run(endpoints, Load(connections=connections, seconds=3)))
+    await asyncio.sleep(0.5)
+    await world.link.close()
+    await world.until(lambda: all(spilled(gateway) > 50 for gateway in gateways), "the spool")
+    for gateway in gateways:
+        kill(gateway)
+    await loading
+    await world.link.open()
+    await world.start()
+    await world.until(lambda: not world.holds() and not world.held(account), "the end of the last hold")
+    casts = {row["id"] for row in await world.sql("SELECT id::text FROM casts")}
+    rows = await world.sql("SELECT cast_id, outcome FROM usage_events")
+    posted = [row["cast_id"] for row in rows if row["outcome"] == "posted"]
+    assert len(posted) == len(set(posted)) > 100
+    assert set(posted) <= casts
+    # What the disk did not have yet was charged as the hold that it was; so was what had not been answered.
+    assert len(casts) <= len(rows) <= len(casts) + connections
+    (sums,) = await world.sql(
+        "SELECT (SELECT sum(cost_microcents) FROM usage_events), "
+        "(SELECT used_microcents FROM usage_counters WHERE period = 'total')"
+    )
+    assert sums[0] == sums[1] == len(rows) * 1_000_000
 
 
 async def test_a_gateway_stopped_while_postgres_is_away_leaves_its_events_to_the_next(world: World) -> None:
