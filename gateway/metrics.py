@@ -120,7 +120,7 @@ _DECLARED = (
     _gauge("castgate_ledger_lag_seconds", "For how long events have waited and none was written.", merge="max"),
     # The spool.
     _gauge("castgate_spool_bytes", "Bytes on the disk that wait to be written to Postgres."),
-    _gauge("castgate_spool_events", "Events on the disk that wait to be written to Postgres."),
+    _gauge("castgate_spool_waiting_events", "Events on the disk that wait to be written to Postgres."),
     _gauge("castgate_spool_oldest_age_seconds", "How long the oldest of them has waited.", merge="max"),
     _gauge("castgate_spool_full", "1 if the spool takes no more events (bytes_max, age_max), else 0.", merge="max"),
     _counter("castgate_spool_events_total", "Events by what became of them (spilled, replayed, refused).", "result"),

@@ -80,7 +80,7 @@ class Spool:
         self._pause_s = _PAUSE_MIN_S
         self._retry_at_s = 0.0
         self._bytes = metrics.gauge("castgate_spool_bytes")
-        self._events = metrics.gauge("castgate_spool_events")
+        self._events = metrics.gauge("castgate_spool_waiting_events")
         self._oldest = metrics.gauge("castgate_spool_oldest_age_seconds")
         self._full = metrics.gauge("castgate_spool_full")
         self._oldest.set(0)

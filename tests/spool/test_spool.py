@@ -152,7 +152,7 @@ async def test_at_bytes_max_it_takes_no_more_until_there_is_room(
         assert metrics.gauge("castgate_spool_full").value == 1
         assert metrics.counter("castgate_spool_events_total", result="refused").value == 50
         assert metrics.counter("castgate_spool_events_total", result="spilled").value == taken
-        assert metrics.gauge("castgate_spool_events").value == taken
+        assert metrics.gauge("castgate_spool_waiting_events").value == taken
         assert metrics.gauge("castgate_spool_bytes").value == sum(path.stat().st_size for path in paths_in(folder))
         file = spool.next_file()
         assert file is not None
