@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ class Report:
     left: int
     repaired: Repaired | None
     redis_error: str
+    casts_error: str
 
 
 async def reconcile(loaded: Loaded, asked: Asked) -> Report:
@@ -102,10 +103,11 @@ async def reconcile(loaded: Loaded, asked: Asked) -> Report:
             left=left,
             repaired=done,
             redis_error=redis_error,
+            casts_error=reconciler.casts_error,
         )
 
 
-async def _pages(reconciler: Reconciler, accounts: Sequence[str]):  # type: ignore[no-untyped-def]
+async def _pages(reconciler: Reconciler, accounts: Sequence[str]) -> AsyncIterator[Sequence[str]]:
     if accounts:
         for at in range(0, len(accounts), PAGE):
             yield list(accounts[at : at + PAGE])
@@ -153,6 +155,7 @@ def as_json(report: Report) -> str:
             "totals": totals(report.lines),
             "repaired": None if report.repaired is None else asdict(report.repaired),
             "redis_error": report.redis_error or None,
+            "casts_error": report.casts_error or None,
         },
         indent=2,
     )

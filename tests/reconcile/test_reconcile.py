@@ -337,6 +337,23 @@ async def test_without_redis_the_rest_is_compared(world: World) -> None:
     assert result.stderr.startswith("warning: Redis was not compared: 127.0.0.1:1: ")
 
 
+async def test_where_casts_cannot_be_read_the_rest_is_compared(world: World) -> None:
+    account = await world.account()
+    await world.cast(account, 1)
+    await world.sql("UPDATE usage_events SET recorded_at = now() - interval '1 minute'")
+    config = world.config.with_name("unreadable.yaml")
+    text = world.config.read_text()
+    assert "casts.cost_cents FROM casts WHERE" in text
+    config.write_text(
+        text.replace("casts.cost_cents FROM casts WHERE", "casts.cost_cents FROM elsewhere AS casts WHERE")
+    )
+    elsewhere = World(world.gateway, config, world.environ)
+    result = await elsewhere.castgate(account.user_id)
+    elsewhere.redis.close()
+    assert result.exit_code == 0
+    assert result.stderr == 'warning: casts were not compared: relation "elsewhere" does not exist\n'
+
+
 async def test_without_postgres_it_fails_with_one_line(world: World) -> None:
     environ = {**world.environ, "DATABASE_URL": "postgresql://castgate:secret@127.0.0.1:1/castgate"}
     without = World(world.gateway, world.config, environ)
