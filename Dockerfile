@@ -32,8 +32,11 @@ ENV PATH=/opt/castgate/bin:/usr/local/bin:/usr/bin:/bin \
     CASTGATE_CONFIG=/etc/castgate/config.yaml \
     HOST=0.0.0.0 \
     HOME=/tmp \
+    SPOOL_DIR=/var/lib/castgate/spool \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+# SPOOL_DIR: mount a volume at /var/lib/castgate that user 10001 may write to. Without one charged calls wait in memory
+# while Postgres is away, and a line in the log says so.
 # A number, so that an orchestrator can see that it is not root. It owns nothing here; /tmp is all that it writes to.
 USER 10001:10001
 WORKDIR /tmp

@@ -1,4 +1,4 @@
-"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync.
+"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync; cli_ledger adds spool and reconcile.
 
 Exit codes: 0 done or stopped as asked; 1 it could not be done, the reason is on standard error; 2 the command line is
 wrong; 130 stopped at once by a second signal. Nothing that an operator can get wrong ends in a traceback.
@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import structlog
@@ -19,6 +19,8 @@ from gateway.against import NoAnswerError, differences
 from gateway.billing_sync import FAULTS as SYNC_FAULTS
 from gateway.billing_sync import AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
+from gateway.cli_config import config_option, fail
+from gateway.cli_ledger import reconcile_accounts, spool_group
 from gateway.config import ConfigError, load
 from gateway.config.schema import policies_schema_text
 from gateway.explain import FAULTS, Question, explain
@@ -27,8 +29,6 @@ from gateway.listening import ListenError
 from gateway.metrics import build_version
 from gateway.summary import summary
 from gateway.supervisor import NotStartedError, Overrides, Supervisor
-
-EXIT_FAILED = 1
 
 _EPILOG = """\b
 Exit codes
@@ -44,16 +44,6 @@ Completion of commands and options in the shell
   fish  _CASTGATE_COMPLETE=fish_source castgate | source
 """
 
-_config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("config.yaml"),
-    envvar="CASTGATE_CONFIG",
-    show_default=True,
-    show_envvar=True,
-    help="The configuration; its policies are found from there.",
-)
-
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(build_version(), prog_name="castgate")
@@ -66,12 +56,14 @@ def main() -> None:
       castgate explain --path /v1/cast   what would become of a call?
       castgate migrate                   make Castgate's tables, once
       castgate billing sync              read from Stripe what webhooks have missed
+      castgate spool ls                  what waits on the disk for Postgres
+      castgate reconcile                 do ledger, counters, Redis and casts agree?
       castgate serve --workers 4         serve until Ctrl-C
     """
 
 
 @main.command(short_help="Serve until SIGTERM or Ctrl-C.")
-@_config_option
+@config_option
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of listen.port; 0 is any free port.")
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="In place of admin.port; 0 is any free port.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes, in place of workers.")
@@ -102,16 +94,16 @@ def serve(config: Path, port: int | None, admin_port: int | None, workers: int |
         )
         code = asyncio.run(supervisor.run())
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     except (ListenError, NotStartedError) as error:
-        _fail(f"castgate: {error}")
+        fail(f"castgate: {error}")
     except OSError as error:
-        _fail(f"castgate: {error.filename or 'cannot serve'}: {error.strerror or error}")
+        fail(f"castgate: {error.filename or 'cannot serve'}: {error.strerror or error}")
     raise SystemExit(code)
 
 
 @main.command(short_help="Is the configuration right, and what does it mean?")
-@_config_option
+@config_option
 @click.option("--against", metavar="URL", help="A running gateway's admin address: show only what would change in it.")
 def check(config: Path, against: str | None) -> None:
     """Read the configuration as serve would, and show what it means; or every mistake in it, with exit code 1.
@@ -125,13 +117,13 @@ def check(config: Path, against: str | None) -> None:
     try:
         loaded = load(config, os.environ)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     try:
         token = loaded.settings.admin.token
         secret = None if token is None else token.get_secret_value()
         lines = summary(loaded) if against is None else differences(loaded.rules, against, secret)
     except NoAnswerError as error:
-        _fail(f"castgate: {error}")
+        fail(f"castgate: {error}")
     for line in lines:
         click.echo(line)
     for warning in loaded.warnings:
@@ -139,7 +131,7 @@ def check(config: Path, against: str | None) -> None:
 
 
 @main.command("explain", short_help="What would become of a call, and why?")
-@_config_option
+@config_option
 @click.option("--key", help="The caller's API key.")
 @click.option("--session", help="The caller's session, in place of a key.")
 @click.option("--account", "account_id", help="The caller's account id, in place of a credential.")
@@ -188,9 +180,9 @@ def explain_command(
     try:
         answer = asyncio.run(explain(load(config, os.environ), question))
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     except FAULTS as error:
-        _fail(f"castgate: {error}")
+        fail(f"castgate: {error}")
     if as_json:
         click.echo(json_text(answer.data()))
         return
@@ -215,11 +207,11 @@ def schema_command(output: Path | None) -> None:
     try:
         output.write_text(policies_schema_text())
     except OSError as error:
-        _fail(f"castgate: {output}: {error.strerror}")
+        fail(f"castgate: {output}: {error.strerror}")
 
 
 @main.command("migrate", short_help="Bring Castgate's tables up to date.")
-@_config_option
+@config_option
 @click.option(
     "--database-url",
     envvar="DATABASE_URL",
@@ -255,9 +247,9 @@ def migrate_command(
         migrations = migrate.read_migrations(folder or migrate.default_folder())
         asyncio.run(run(url, migrations, to=to, dry_run=dry_run, report=click.echo))
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     except migrate.MigrateError as error:
-        _fail(f"castgate: {error}")
+        fail(f"castgate: {error}")
     if dry_run:
         click.echo("dry run: nothing was changed")
 
@@ -268,7 +260,7 @@ def billing_group() -> None:
 
 
 @billing_group.command("sync", short_help="Read subscriptions and missed events again.")
-@_config_option
+@config_option
 def sync_command(config: Path) -> None:
     """Read from Stripe what webhooks may have missed: events of the last days, and every subscription; repair what is
     stored. Safe at any time, beside a gateway that serves, and more than once.
@@ -280,16 +272,16 @@ def sync_command(config: Path) -> None:
     try:
         loaded = load(config, os.environ)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     log.configure(loaded.settings.log.level, loaded.settings.log.format)
     if not loaded.billing_enabled:
-        _fail("\n".join(f"castgate: {warning}" for warning in loaded.warnings) or "castgate: billing is off")
+        fail("\n".join(f"castgate: {warning}" for warning in loaded.warnings) or "castgate: billing is off")
     try:
         report = asyncio.run(sync_from_command(loaded))
     except AlreadySyncingError:
-        _fail("castgate: a sync is at work, or has just been done; try again in a minute")
+        fail("castgate: a sync is at work, or has just been done; try again in a minute")
     except SYNC_FAULTS as error:
-        _fail(f"castgate: {type(error).__name__.removesuffix('Error')}: {error}")
+        fail(f"castgate: {type(error).__name__.removesuffix('Error')}: {error}")
     click.echo(
         f"{report.events_missed} missed events handled (of {report.events_seen}), "
         f"{report.subscriptions_repaired} subscriptions repaired (of {report.subscriptions_seen}), "
@@ -297,6 +289,5 @@ def sync_command(config: Path) -> None:
     )
 
 
-def _fail(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    raise SystemExit(EXIT_FAILED)
+main.add_command(reconcile_accounts)
+main.add_command(spool_group)

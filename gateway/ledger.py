@@ -7,36 +7,47 @@ snapshot, from before (accounts.py has the whole argument). And with BEGIN … C
 locked while this process is busy or stopped.
 
 What can go wrong with a batch, and what follows:
-- Postgres is away, or the write lost to another one (deadlock, serialization, lock time-out): tried again until it is
-  written, with growing pauses. Ids make it harmless if the first attempt was committed after all.
+- The write lost to another one (deadlock, serialization, lock time-out): tried again until it is written.
+- Postgres is away, or any other error that is the operator's to mend (a table is missing, no permission): after the
+  first failed write ``spill`` is offered all that waits, and from then on each event as it comes; an empty write is
+  tried, with growing pauses, until one succeeds. What ``spill`` does not take waits here and is tried again in the same
+  way. Ids make it harmless if a failed attempt was committed after all.
 - A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
   logged in full and dropped, its neighbours are written.
-- Any other error (a table is missing, no permission) is the operator's to mend: tried again like the first.
-- The queue is full: ``spill`` is offered the newest events; what it does not take is dropped, counted and logged.
-Every event ends in exactly one of ``on_committed``, ``spill`` and ``on_dropped``; or, where the process ends while
-Postgres is away, as the hold that it still is.
+- The queue is full: ``spill`` is offered the newest events; what it does not take stays a hold, or is dropped
+  (``at_bound``), and is counted and logged either way. ``refuses`` then asks for no more calls that cost, where that is
+  the operator's choice.
+- A hold of a dead worker (``expired``) is never spilled: it is safe in Redis, from where it is swept again
+  (``on_put_off``). Every worker sweeps: in their spools it would be once for each.
+- An event is there already: an earlier attempt wrote it, or a sweeper charged its hold as expired while we were stopped
+  or it was in the spool. Then the row learns what only we know (cast, status, request), its cost stays as it was
+  charged, and that is what the cast is told to cost.
+Every event ends in exactly one of ``on_committed``, ``spill``, ``on_put_off`` and ``on_dropped``; or, where there is no
+room for it or the process ends, as the hold that it still is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
+from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id
 
 if TYPE_CHECKING:
     from gateway.config.settings import Ledger as LedgerSettings
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
+
+__all__ = ["Ledger", "UsageEvent", "WindowUsage", "columns_of", "event_id"]
 
 # SQLSTATE classes of rows that no retry helps: data exception, constraint violation, program limit exceeded.
 _POISON = frozenset({"22", "23", "54"})
@@ -49,94 +60,6 @@ _LATE_CASTS_PAUSE_S = 1.0
 _LOGGED_MAX = 100
 
 _log = structlog.get_logger()
-
-
-class UsageEvent(NamedTuple):
-    """One charged call. The fields stand in the order of castgate_record_usage's parameters.
-
-    A tuple, as one is made for every call and a batch becomes columns by ``zip``.
-    """
-
-    event_id: str  # 32 hex digits, the hold's
-    account_id: str
-    policy: str
-    occurred_ms: int
-    cost_microcents: int
-    upstream_status: int  # 0: the upstream never answered
-    outcome: str  # posted | expired
-    cast_id: str | None = None
-    request_id: str | None = None
-
-
-class WindowUsage(NamedTuple):
-    """What an account has used in one window, as committed; it never falls."""
-
-    account_id: str
-    kind: str  # BudgetLimit.kind
-    start_ms: int
-    end_ms: int
-    used_microcents: int
-
-
-def columns_of(events: Sequence[UsageEvent]) -> list[str]:
-    """``events`` as the first parameters of record_usage: each field's values as an array literal.
-
-    As sequences the driver would look at every element several times, which costs more than writing the literal.
-    """
-    if not events:
-        return ["{}"] * len(UsageEvent._fields)
-    columns: Iterable[tuple[object, ...]] = zip(*events, strict=True)
-    return [
-        f"{{{','.join(map(_quoted if name in _TEXT_FIELDS else str, column))}}}"
-        for name, column in zip(UsageEvent._fields, columns, strict=True)
-    ]
-
-
-_TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request_id"))
-
-
-def _quoted(value: object) -> str:
-    """An element of an array literal (Postgres, 8.15.6); None is NULL."""
-    if value is None:
-        return "NULL"
-    text = cast("str", value)
-    if '"' in text or "\\" in text:
-        text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
-
-
-def _event_ids() -> Callable[[], str]:
-    """UUIDv7 (RFC 9562, 5.7): milliseconds, a 12-bit counter within one (6.2, method 1), and 62 bits of this process.
-
-    The last are random, but drawn once: ids of one process differ in what is before them, and a third of the time is
-    saved. A fork draws again.
-    """
-    tail = ""
-
-    def draw() -> None:
-        nonlocal tail
-        tail = f"{(1 << 63) | (int.from_bytes(os.urandom(8), 'big') >> 2):016x}"
-
-    draw()
-    os.register_at_fork(after_in_child=draw)
-    time_ns = time.time_ns
-    head = 0  # 48 bits of milliseconds, the version, the counter
-
-    def event_id() -> str:
-        """A new id, greater than every earlier one of this process, also when the clock steps back."""
-        nonlocal head
-        now = (time_ns() // 1_000_000 << 16) | 0x7000
-        if now > head:
-            head = now
-        else:
-            # After 4096 in one millisecond the next one is begun early.
-            head += 1 if head & 0xFFF != 0xFFF else 0xF001
-        return f"{head:016x}{tail}"
-
-    return event_id
-
-
-event_id = _event_ids()
 
 
 def _ignore_commit(_events: Sequence[UsageEvent], _usages: Sequence[WindowUsage]) -> None:
@@ -161,18 +84,21 @@ class Ledger:
         tasks: Tasks,
         metrics: Metrics,
         *,
-        spill: Callable[[Sequence[UsageEvent]], bool] = _no_spill,
+        spill: Callable[[Sequence[UsageEvent]], bool] | None = None,
     ) -> None:
-        """``spill`` keeps events that cannot stay here, to ``append`` them again in better times; False: it cannot."""
+        """``spill`` keeps events that cannot stay here, to ``rewrite`` them in better times; False: it cannot."""
         self.on_committed: Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None] = _ignore_commit
         self.on_dropped: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
+        self.on_put_off: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
+        self.refuses = False  # calls that cost should not begin: there would be no room for their events
         self._database = database
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
         self._batch_max = settings.batch_max
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
-        self._spill = spill
+        self._spill = spill or _no_spill
+        self._at_bound = settings.spool.at_bound
         self._queue: deque[UsageEvent] = deque()
         # Taken out of the queue to be written: one batch, or the pieces of one with bad rows, the first one last.
         self._pieces: list[Sequence[UsageEvent]] = []
@@ -182,6 +108,7 @@ class Ledger:
         self._last_write = float("-inf")
         self._closing = False
         self._full = False
+        self._spilling = False  # Postgres is away, and ``spill`` has taken what waited
         self._failing = ""
         self._casts_error = ""
         self._length = metrics.gauge("castgate_ledger_queue_length")
@@ -194,7 +121,7 @@ class Ledger:
         self._batch_size = metrics.histogram("castgate_ledger_batch_size")
         self._failures = {
             reason: metrics.counter("castgate_ledger_failures_total", reason=reason)
-            for reason in ("away", "conflict", "error", "poison", "full", "closed", "cast", "cast_missing")
+            for reason in ("away", "conflict", "error", "poison", "full", "held", "closed", "cast", "cast_missing")
         }
 
     def __len__(self) -> int:
@@ -204,6 +131,8 @@ class Ledger:
     def append(self, event: UsageEvent) -> None:
         """Take ``event`` on. Never blocks and never raises."""
         queue = self._queue
+        if self._spilling and self._keep_elsewhere((event,)):
+            return
         if len(queue) >= self._queue_max:
             self._overflow(event)
             return
@@ -212,6 +141,43 @@ class Ledger:
             self._task = self._tasks.start("ledger.write", self._write())
         elif len(queue) in (1, self._batch_max):
             self._wake.set()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether new events have more use for Postgres than old ones: it is away, or they wait for it already."""
+        return self._failing != "" or len(self._queue) > self._batch_max // 2
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last write failed."""
+        return self._failing != ""
+
+    def take_back(self, events: Sequence[UsageEvent]) -> None:
+        """``spill`` took ``events`` and cannot keep them after all."""
+        self._spilling = False
+        if self._closing:
+            self._failures["closed"].add()
+            self._give_up(events, "closed", self._failing)
+            return
+        for event in events:
+            self.append(event)
+
+    async def rewrite(self, events: Sequence[UsageEvent]) -> None:
+        """Write what ``spill`` once took, in a transaction beside the live ones.
+
+        Raises StoreError, asyncpg.PostgresError: then part of them may be written, and all may be given again.
+        """
+        pieces = [events]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                row = await self._record(piece, ())
+            except asyncpg.PostgresError as error:
+                if _reason(error) != "poison":
+                    raise
+                pieces += self._isolated(piece, str(error))
+            else:
+                self._committed(piece, row, 0)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
@@ -265,54 +231,97 @@ class Ledger:
         pause_s = _PAUSE_MIN_S
         while True:
             started = time.monotonic()
+            late = len(self._late_casts)
             try:
-                row = await self._record(events)
+                row = await self._record(events, self._late_casts)
             except (StoreError, asyncpg.PostgresError) as error:
                 reason = _reason(error)
                 self._flush_failed.add()
                 self._failures[reason].add()
                 if reason == "poison":
-                    self._isolate(str(error))
+                    self._pieces += self._isolated(self._pieces.pop(), str(error))
                     return
                 self._report(reason, str(error))
+                if reason != "conflict" and self._hand_over():
+                    events = self._pieces[-1]
                 self._length.set(len(self))
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                await self._pause(pause_s * random.uniform(0.5, 1.0))
+                if self._spilling and self._closing:
+                    self._pieces.clear()
+                    return
                 if reason != "conflict":
                     pause_s = min(2 * pause_s, _PAUSE_MAX_S)
                 continue
             self._duration.observe(time.monotonic() - started)
             self._batch_size.observe(len(events))
             self._report("", "")
+            self._spilling = False
             self._pieces.pop()
-            self._committed(events, row)
+            self._committed(events, row, late)
             return
 
-    def _isolate(self, error: str) -> None:
-        events = self._pieces.pop()
+    async def _pause(self, pause_s: float) -> None:
+        """A pause that ends at once where the ledger is to close and has given everything away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                while not (self._spilling and self._closing):
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    def _hand_over(self) -> bool:
+        """Give all that waits to ``spill``; an empty write takes its place, which finds out when Postgres is back."""
+        waiting = [event for piece in reversed(self._pieces) for event in piece] + list(self._queue)
+        if not self._keep_elsewhere(waiting):
+            return False
+        self._queue.clear()
+        self._pieces = [()]
+        self._spilling = True
+        return True
+
+    def _keep_elsewhere(self, events: Sequence[UsageEvent]) -> bool:
+        orphans = [event for event in events if event.outcome == "expired"]
+        if not self._spill([event for event in events if event.outcome != "expired"] if orphans else events):
+            return False
+        if orphans:
+            self._tell(self.on_put_off, orphans)
+        return True
+
+    def _isolated(self, events: Sequence[UsageEvent], error: str) -> list[Sequence[UsageEvent]]:
+        """What to try instead of ``events``, of which at least one can never be written; the last one first."""
         if len(events) <= 1:
             plain = [event._replace(cast_id=None, request_id=None) for event in events]
             if plain != list(events):  # perhaps it is only the ids, which somebody else made
                 _log.error("usage_event_without_ids", error=error.partition("\n")[0], event_id=plain[0].event_id)
-                self._pieces.append(plain)
-            else:
-                self._give_up(events, "poison", error)
-            return
+                return [plain]
+            self._give_up(events, "poison", error)
+            return []
         middle = len(events) // 2
-        self._pieces += [events[middle:], events[:middle]]
+        return [events[middle:], events[:middle]]
 
-    async def _record(self, events: Sequence[UsageEvent]) -> asyncpg.Record:
-        late_ids, late_costs = zip(*self._late_casts, strict=True) if self._late_casts else ((), ())
+    async def _record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
+        row = await self._call_record(events, late)
+        if row["recorded"] < len(events):
+            known = [event for event in events if event.outcome == "posted"]
+            ids, _, _, _, _, statuses, _, cast_ids, request_ids = columns_of(known)
+            told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
+            charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
+            if charges:
+                self._keep_late_casts(await self._call_record((), charges), 0)
+        return row
+
+    async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
+        late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         row = await self._database.fetchrow(
             QUERIES["record_usage"], *columns_of(events), self._cast_cost_sql, late_ids, late_costs
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row
 
-    def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record) -> None:
+    def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int) -> None:
         self._flushed.add()
         self._written.add(row["recorded"])
         self._duplicate.add(len(events) - row["recorded"])
-        self._keep_late_casts(row)
+        self._keep_late_casts(row, late)
         if not events:
             return
         usages = list(
@@ -330,8 +339,10 @@ class Ledger:
         except Exception:  # noqa: BLE001  the events are safe; whoever listens must not stop the next ones
             _log.exception("ledger_listener_failed", events=len(events))
 
-    def _keep_late_casts(self, row: asyncpg.Record) -> None:
-        late = list(zip(row["casts_late"] or (), row["casts_late_microcents"] or (), strict=True))
+    def _keep_late_casts(self, row: asyncpg.Record, told: int) -> None:
+        """``told`` of those there were, the first ones, went with the call that gave ``row``."""
+        late = self._late_casts[told:]
+        late += zip(row["casts_late"] or (), row["casts_late_microcents"] or (), strict=True)
         excess = max(len(late) - self._queue_max, 0)
         self._late_casts = late[excess:]
         self._failures["cast"].add(row["casts_refused"] + excess)
@@ -346,13 +357,21 @@ class Ledger:
             self._full = True
             _log.error("ledger_full", queue_max=self._queue_max)
         self._failures["full"].add()
-        if not self._spill([event]):
+        if self._keep_elsewhere([event]):
+            return
+        if event.outcome == "expired":
+            self._tell(self.on_put_off, [event])
+            return
+        self.refuses = self._at_bound == "refuse"
+        if self._at_bound == "drop":
             self._dropped.add()
-            self._tell_dropped([event])
+            self._tell(self.on_dropped, [event])
+        else:
+            self._failures["held"].add()
 
     def _give_up(self, events: Sequence[UsageEvent], reason: str, error: str) -> None:
         # What can never be written is not to come back from the spool either.
-        if reason != "poison" and self._spill(events):
+        if reason != "poison" and self._keep_elsewhere(events):
             return
         if reason == "closed":
             # Their holds stay in Redis, where another worker finds and charges them when this one is long gone.
@@ -364,11 +383,11 @@ class Ledger:
         if len(events) > _LOGGED_MAX:
             cost = sum(event.cost_microcents for event in events[_LOGGED_MAX:])
             _log.error("usage_events_dropped", reason=reason, events=len(events) - _LOGGED_MAX, cost_microcents=cost)
-        self._tell_dropped(events)
+        self._tell(self.on_dropped, events)
 
-    def _tell_dropped(self, events: Sequence[UsageEvent]) -> None:
+    def _tell(self, listener: Callable[[Sequence[UsageEvent]], None], events: Sequence[UsageEvent]) -> None:
         try:
-            self.on_dropped(events)
+            listener(events)
         except Exception:  # noqa: BLE001  as for on_committed
             _log.exception("ledger_listener_failed", events=len(events))
 
@@ -381,7 +400,7 @@ class Ledger:
                 _log.info("ledger_recovered", queued=len(self))
             self._failing = reason
         if self._full and not reason and len(self._queue) < self._queue_max // 2:
-            self._full = False
+            self._full = self.refuses = False
             _log.info("ledger_no_longer_full", dropped_total=self._dropped.value)
 
 

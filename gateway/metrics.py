@@ -121,6 +121,17 @@ _DECLARED = (
     _histogram("castgate_ledger_batch_size", "Events written by one ledger transaction.", bounds=BATCH_BOUNDS),
     _counter("castgate_ledger_failures_total", "Ledger writes that failed, by what failed.", "reason"),
     _gauge("castgate_ledger_lag_seconds", "For how long events have waited and none was written.", merge="max"),
+    # The spool.
+    _gauge("castgate_spool_bytes", "Bytes on the disk that wait to be written to Postgres."),
+    _gauge("castgate_spool_waiting_events", "Events on the disk that wait to be written to Postgres."),
+    _gauge("castgate_spool_oldest_age_seconds", "How long the oldest of them has waited.", merge="max"),
+    _gauge("castgate_spool_full", "1 if the spool takes no more events (bytes_max, age_max), else 0.", merge="max"),
+    _counter("castgate_spool_events_total", "Events by what became of them (spilled, replayed, refused).", "result"),
+    _counter("castgate_spool_errors_total", "Writes to the spool that failed."),
+    # What castgate reconcile would find.
+    _gauge("castgate_drift_microcents", "How far apart ledger, counters and Redis are.", "between", merge="max"),
+    _gauge("castgate_drift_accounts", "Accounts of which they do not say the same.", merge="max"),
+    _counter("castgate_drift_accounts_compared_total", "Accounts of which they were compared."),
     # Billing.
     _gauge("castgate_billing_enabled", "1 if billing is on, else 0.", merge="max"),
     _counter("castgate_billing_requests_total", "Calls for a checkout or portal page, by result.", "page", "result"),

@@ -33,6 +33,26 @@ SELECT * FROM castgate_record_usage(
     $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
 
+-- name: complete_events
+-- Events ($1 ids, $2 statuses, $3 cast ids, $4 request ids) of calls that ended well, and that the ledger had already: one
+-- that was charged as an expired hold learns what it was. Its cost stays: it is in the counters. Gives what the casts cost.
+WITH told AS (
+    SELECT * FROM unnest($1::text::uuid[], $2::text::smallint[], $3::text::text[], $4::text::text[])
+        AS event(id, upstream_status, cast_id, request_id)
+), locked AS (
+    -- In order of id, as record_usage takes them.
+    SELECT event.id FROM usage_events AS event
+    WHERE event.id IN (SELECT id FROM told) AND event.outcome = 'expired'
+    ORDER BY event.id FOR UPDATE
+), completed AS (
+    UPDATE usage_events AS event
+    SET outcome = 'posted', upstream_status = told.upstream_status, cast_id = told.cast_id, request_id = told.request_id
+    FROM told JOIN locked USING (id)
+    WHERE event.id = told.id
+)
+SELECT told.cast_id, event.cost_microcents FROM told JOIN usage_events AS event USING (id)
+WHERE told.cast_id IS NOT NULL;
+
 -- name: budgets_of_account
 -- Hosted endpoints: an account's plan and own budgets ($1 account), of one snapshot. At least one row comes back; where
 -- there is no budget its period is NULL.
@@ -297,3 +317,68 @@ FROM usage_events WHERE account_id = $1 ORDER BY occurred_at DESC LIMIT $2;
 -- Console: the newest events from Stripe, of an account ($1) or, where that is NULL, of all; at most $2.
 SELECT id, type, created_s, account_id, status FROM stripe_events
 WHERE $1::text IS NULL OR account_id = $1 ORDER BY created_s DESC, id LIMIT $2;
+
+-- name: reconcile_accounts
+-- Reconcile: the next accounts after $1, at most $2, that have counters or events; one look into each index for each.
+WITH RECURSIVE page(account_id, place) AS (
+    SELECT $1::text COLLATE "C", 0
+    UNION ALL
+    SELECT (
+        SELECT min(next.account_id) FROM (
+            (SELECT account_id FROM usage_counters WHERE account_id > page.account_id ORDER BY account_id LIMIT 1)
+            UNION ALL
+            (SELECT account_id FROM usage_events WHERE account_id > page.account_id ORDER BY account_id LIMIT 1)
+        ) AS next
+    ), place + 1
+    FROM page WHERE page.account_id IS NOT NULL AND place < $2
+)
+SELECT account_id FROM page WHERE account_id IS NOT NULL AND place > 0 ORDER BY place;
+
+-- name: reconcile_counters
+-- Reconcile: the counters of accounts ($1) beside the sums of their events, of one snapshot, in which they are equal. An
+-- account with events and no total has one that says NULL. $2: whether all of them; else those whose window is open, and
+-- no totals, whose sums are long.
+SELECT counter.account_id, counter.period || '/' || counter.time_zone || '/' || counter.week_start AS kind,
+       (extract(epoch FROM counter.window_start) * 1000)::bigint AS start_ms,
+       (extract(epoch FROM counter.window_end) * 1000)::bigint AS end_ms,
+       counter.window_end > now() AS is_open, counter.used_microcents AS counter_microcents,
+       counter.calls AS counter_calls, past.cost AS ledger_microcents, past.calls AS ledger_calls
+FROM usage_counters AS counter
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(event.cost_microcents), 0)::bigint AS cost, count(*) AS calls
+    FROM usage_events AS event
+    WHERE event.account_id = counter.account_id
+      AND event.occurred_at >= counter.window_start AND event.occurred_at < counter.window_end
+) AS past
+WHERE counter.account_id = ANY($1::text[]) AND ($2 OR (counter.window_end > now() AND counter.period <> 'total'))
+UNION ALL
+SELECT asked.account_id, 'total/UTC/1', 0, (extract(epoch FROM timestamptz '9999-12-31 00:00:00+00') * 1000)::bigint,
+       true, NULL, 0, past.cost, past.calls
+FROM unnest($1::text[]) AS asked(account_id)
+CROSS JOIN LATERAL (
+    SELECT sum(event.cost_microcents)::bigint AS cost, count(*) AS calls FROM usage_events AS event
+    WHERE event.account_id = asked.account_id
+) AS past
+WHERE $2 AND past.calls > 0 AND NOT EXISTS (
+    SELECT FROM usage_counters AS counter WHERE counter.account_id = asked.account_id AND counter.period = 'total'
+)
+ORDER BY 1, 4, 2;
+
+-- name: reconcile_casts
+-- Reconcile: what the ledger charged for casts of accounts ($1) in the last $2 seconds; not those of the last moments, of
+-- which the casts may hear yet.
+SELECT account_id, cast_id, cost_microcents FROM usage_events
+WHERE account_id = ANY($1::text[]) AND occurred_at > now() - make_interval(secs => $2)
+  AND cast_id IS NOT NULL AND recorded_at < now() - interval '5 seconds';
+
+-- name: recorded_events
+-- Reconcile: which of the events ($1) the ledger has, and has had for a while.
+SELECT id FROM usage_events WHERE id = ANY($1::uuid[]) AND recorded_at < now() - interval '5 seconds';
+
+-- name: repair_usage
+-- Reconcile: the counters of accounts ($1) become the sums of their events; how many were wrong.
+SELECT castgate_repair_usage($1);
+
+-- name: repair_lock_timeout
+-- Reconcile: how long a repair of casts waits for rows that Phase 1 has locked.
+SET LOCAL lock_timeout = '1s';

@@ -56,6 +56,7 @@ ADMIT = read_script(
 )
 FACTS = read_script("facts")
 ORPHANS = read_script("orphans")
+DRIFT = read_script("drift")
 
 
 def encoded(*parts: str | int | bytes) -> bytes:

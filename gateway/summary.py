@@ -1,12 +1,13 @@
 """A configuration as tables for a terminal: which calls cost what and may come how often, and what plans allow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from gateway.config import Loaded
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.effective import cost_text, limit_text
 from gateway.policy.money import cents_text
 from gateway.policy.rules import ENFORCE, Plan, Policy
+from gateway.tables import table
 
 
 def summary(loaded: Loaded) -> Iterable[str]:
@@ -14,13 +15,13 @@ def summary(loaded: Loaded) -> Iterable[str]:
     rules = loaded.rules
     yield f"configuration {rules.version}"
     yield ""
-    yield from _table(
+    yield from table(
         ("METHODS", "PATH", "POLICY", "MODE", "COST", "RATE LIMITS"),
         [_policy_row(policy) for policy in rules.policies],
     )
     yield "everything else is relayed untouched"
     yield ""
-    yield from _table(
+    yield from table(
         ("PLAN", "BUDGETS", "RATE LIMITS", "STRIPE PRICE"),
         [_plan_row(plan, is_default=plan.name == rules.default_plan) for plan in rules.plans.values()],
     )
@@ -62,9 +63,3 @@ def _plan_row(plan: Plan, *, is_default: bool) -> tuple[str, ...]:
 def _budget_text(budget: BudgetLimit) -> str:
     zone = "" if budget.time_zone == "UTC" else f" {budget.time_zone}"
     return f"{budget.period} {cents_text(budget.hard_limit_microcents)} cents{zone}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

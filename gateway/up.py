@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -142,6 +143,9 @@ class _Up:
     def _start_stores(self, stack: contextlib.ExitStack) -> None:
         ephemeral = self._options.ephemeral
         place = self._folder / "ephemeral" if ephemeral else self._folder
+        if ephemeral:
+            shutil.rmtree(place / "spool", ignore_errors=True)
+        self._environment.setdefault("SPOOL_DIR", str(place / "spool"))
         for variable, name, embedded in (
             ("DATABASE_URL", "Postgres", embedded_postgres),
             ("REDIS_URL", "Redis", embedded_redis),

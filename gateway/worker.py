@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import zoneinfo
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
 from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
+from gateway.drift import DriftWatch
 from gateway.exemplars import Exemplars
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
@@ -47,9 +49,12 @@ from gateway.relay.counters import wall_clock_ms
 from gateway.relay.forwarding import Forwarding
 from gateway.relay.pool import Pool
 from gateway.relay.relay import Limits, Relay
+from gateway.spool import Spool
+from gateway.spool_replay import Replay
 from gateway.tasks import Tasks
 from gateway.tls import ListenerTls
 from gateway.upstream_addresses import WAITING_MAX, new_upstream
+from gateway.usage_events import UsageEvent
 from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
@@ -97,7 +102,7 @@ class Worker:
         self._tasks = Tasks()
         self._metrics = Metrics(Path(parameters.runtime_dir), f"worker-{parameters.index}")
         self._metrics.config_version(loaded.rules.version)
-        worker_id = f"{parameters.gateway_id}-{parameters.index}-{parameters.start}"
+        worker_id = self._worker_id = f"{parameters.gateway_id}-{parameters.index}-{parameters.start}"
         self._database = Database.from_settings(settings.database, self._metrics)
         self._accounts = Accounts(
             self._database,
@@ -107,7 +112,10 @@ class Worker:
             facts_ttl_s=settings.accounts.facts_ttl_s,
         )
         self._identify = Identify(self._database, self._accounts, settings.identity, self._tasks, self._metrics)
-        self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics)
+        self._spool = self._new_spool(worker_id)
+        spill = self._spool.spill if self._spool is not None else None
+        self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics, spill=spill)
+        self._replaying: asyncio.Task[None] | None = None
         self._admission = Admission(
             worker_id=worker_id,
             settings=settings,
@@ -119,6 +127,9 @@ class Worker:
         )
         self._ledger.on_committed = self._admission.posted
         self._ledger.on_dropped = self._admission.dropped
+        self._ledger.on_put_off = self._put_off
+        if self._spool is not None:
+            self._spool.on_refused = self._ledger.take_back
         self._payments = Payments(settings.billing) if loaded.billing_enabled else None
         self._metrics.gauge("castgate_billing_enabled").set(int(loaded.billing_enabled))
         self._billing = self._new_billing(self._payments) if self._payments else None
@@ -156,6 +167,22 @@ class Worker:
             billing=self._billing,
             webhooks=Webhooks(self._settings.billing.stripe_webhook_secrets, self._metrics) if self._billing else None,
         )
+
+    def _new_spool(self, worker_id: str) -> Spool | None:
+        settings = self._settings.ledger.spool
+        if settings.folder is None:
+            return None
+        folder = Path(self._parameters.config).parent / settings.folder
+        return Spool(folder, settings, worker_id=worker_id, tasks=self._tasks, metrics=self._metrics)
+
+    def _claim(self, worker_id: str, events: Sequence[UsageEvent]) -> None:
+        """The holds of ``events`` are in the book of a worker that is gone, and end there when the ledger has them."""
+        self._admission.orphans.pending.update(dict.fromkeys((event.event_id for event in events), worker_id))
+
+    def _put_off(self, events: Sequence[UsageEvent]) -> None:
+        """The holds of ``events`` stay in the books of workers that are gone, to be swept again."""
+        for event in events:
+            self._admission.orphans.pending.pop(event.event_id, None)
 
     def _new_billing(self, payments: Payments) -> Billing:
         return Billing(
@@ -209,6 +236,11 @@ class Worker:
             self._tasks.start("spans.send", self._spans.send_forever())
         vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
         self._tasks.start("vitals", vitals.watch_forever())
+        if self._spool is not None:
+            replay = Replay(self._spool, self._ledger, worker_id=self._worker_id, claim=self._claim)
+            self._replaying = self._tasks.start("spool.replay", replay.run())
+        if self._parameters.index == 0 and self._settings.ledger.drift_interval_s > 0:
+            self._tasks.start("drift", DriftWatch(self._database, self._settings, self._metrics).run())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
@@ -280,7 +312,12 @@ class Worker:
             self._server.close()
         await self._relay.drain(self._settings.drain_timeout_s)
         await self._hosted.close()
+        if self._replaying is not None:
+            self._replaying.cancel()
+            await asyncio.wait({self._replaying})
         await self._ledger.close()
+        if self._spool is not None:
+            await self._spool.close()
         await self._admission.close()
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()

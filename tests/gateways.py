@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections import deque
@@ -68,6 +69,7 @@ def running_gateway(
 ) -> Iterator[RunningGateway]:
     """A gateway that is ready; stopped at the end, where it still runs, and its exit code must then be 0."""
     port, admin_port = free_port(), free_port()
+    kept = tempfile.TemporaryDirectory(prefix="castgate-spool-")
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("STRIPE_", "COST_", "RATE_"))},
         "DATABASE_URL": database_url,
@@ -81,6 +83,8 @@ def running_gateway(
         "LOG_FORMAT": "json",
         # On a busy machine Redis may be kept waiting for longer than a gateway would wait for it.
         "REDIS_TIMEOUT": "5s",
+        # What one gateway leaves behind is for no other test's.
+        "SPOOL_DIR": kept.name,
         **(environ or {}),
     }
     process = subprocess.Popen(
@@ -128,3 +132,4 @@ def running_gateway(
         assert process.stderr is not None
         process.stdout.close()
         process.stderr.close()
+        kept.cleanup()

@@ -344,6 +344,24 @@ class Accounts(Section):
     entries_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 1 KiB each
 
 
+class Spool(Section):
+    """Where charged calls wait on this machine's disk while Postgres is away."""
+
+    # Seen from the folder of config.yaml; it must outlive the gateway, and belongs to one database. Blank: no spool,
+    # events wait in memory.
+    folder: Annotated[str | None, optional(text("a folder", length_max=1000))] = ".castgate/spool"
+    # Of all files there: a million events, some 15 minutes of 1,000 casts a second.
+    bytes_max: Annotated[int, size_bytes("64KiB", "1024GiB")] = 256 * 1024**2
+    # A spool that nobody has emptied for so long is not watched; the windows of most budgets are over too.
+    age_max_s: Annotated[float, duration_s("1s", "365d")] = Field(default=7 * 86400.0, alias="age_max")
+    # How long an event waits for company on its way to the disk; a killed process loses as much.
+    fsync_interval_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.02, alias="fsync_interval")
+    # What becomes of an event for which there is no room here nor in the queue. hold: it counts as held until its
+    # worker ends and is then charged as expired; drop: it is not charged; refuse: as hold, and calls that cost are
+    # answered 503 until there is room.
+    at_bound: Annotated[Literal["hold", "drop", "refuse"], choice("hold", "drop", "refuse")] = "hold"
+
+
 class Ledger(Section):
     """Charged calls on their way to Postgres."""
 
@@ -356,6 +374,15 @@ class Ledger(Section):
         "UPDATE casts SET cost_cents = new.cost_cents FROM unnest($1::text[], $2::numeric[]) AS new(id, cost_cents) "
         "WHERE casts.id = new.id::uuid"
     )
+    # What casts cost, for castgate reconcile: gets cast ids as $1::text[] and returns rows (id, cost_cents), id as
+    # text; blank where casts cannot be read.
+    cast_read_sql: Annotated[str | None, optional(text("an SQL statement", length_max=10_000))] = (
+        "SELECT casts.id::text AS id, casts.cost_cents FROM casts WHERE casts.id = ANY($1::text[]::uuid[])"
+    )
+    # How often one worker of a gateway compares a few accounts' ledger, counters and Redis for the drift metrics: some
+    # ms of each store. 0s: never.
+    drift_interval_s: Annotated[float, duration_s("0s", "1d")] = Field(default=60.0, alias="drift_interval")
+    spool: Spool = Spool()
 
 
 class Billing(Section):

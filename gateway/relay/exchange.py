@@ -221,6 +221,10 @@ class Exchange:
 
     def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
+        if self._relay.ledger.refuses and policy.cost.hold_microcents:
+            message = "What this call costs could not be written down now. Nothing was charged; try again."
+            self._refuse(answers.error(503, "overloaded", message, retry_after_s=1), keep_alive=True)
+            return
         self._asked = policy
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
         self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted))

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway import ledger
+from gateway import usage_events
 from gateway.ledger import event_id
 
 
@@ -27,7 +27,7 @@ def test_ids_rise_however_fast_they_are_made() -> None:
 def test_ids_rise_while_the_clock_stands_still_or_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now_ms = 1_795_348_800_000
     monkeypatch.setattr(time, "time_ns", lambda: now_ms * 1_000_000)
-    make = ledger._event_ids()
+    make = usage_events._event_ids()
     ids = [make() for _ in range(10_000)]
     now_ms -= 5000
     ids += [make() for _ in range(10)]

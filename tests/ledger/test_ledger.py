@@ -136,8 +136,21 @@ async def test_a_full_queue_spills_the_newest(make_ledger: MakeLedger) -> None:
     assert committed.dropped == []
 
 
-async def test_a_full_queue_without_a_spill_drops_the_newest_and_says_so(make_ledger: MakeLedger) -> None:
+async def test_a_full_queue_without_a_spill_leaves_the_newest_to_their_holds(
+    make_ledger: MakeLedger, metrics: Metrics
+) -> None:
     ledger, committed = make_ledger(queue_max=10)
+    events = [event("a") for _ in range(15)]
+    for one in events:
+        ledger.append(one)
+    await ledger.close()
+    assert committed.events == events[:10]
+    assert committed.dropped == []
+    assert metrics.counter("castgate_ledger_failures_total", reason="held").value == 5
+
+
+async def test_a_full_queue_drops_the_newest_where_that_is_wanted(make_ledger: MakeLedger) -> None:
+    ledger, committed = make_ledger(queue_max=10, spool={"at_bound": "drop"})
     events = [event("a") for _ in range(15)]
     for one in events:
         ledger.append(one)

@@ -1,0 +1,69 @@
+"""What a command tells Redis: the same items, by the same script, as a worker tells between its asks, and no asks.
+
+A command is no worker: it has no book, holds nothing, and is not missed when it ends.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from gateway.admission_settle import Settled
+from gateway.redis_store import ADMIT, RedisLink, RedisLostError, Reply, connect
+
+if TYPE_CHECKING:
+    from gateway.config.settings import Redis as RedisSettings
+
+# A command waits longer than a cast would.
+CALL_TIMEOUT_S = 5.0
+_NAME = "command"
+
+
+class Teller:
+    """A connection to Redis, with what is to be told to each partition. Raises RedisLostError where Redis is away."""
+
+    def __init__(self, link: RedisLink, partitions: int) -> None:
+        self._link = link
+        self._waiting = [Settled() for _ in range(partitions)]
+
+    def settled_of(self, account_id: str) -> Settled:
+        """Where to put items of this account."""
+        return self._waiting[self.partition_of(account_id)]
+
+    def partition_of(self, account_id: str) -> int:
+        """As admission does it."""
+        return crc32(account_id.encode("utf-8", "surrogatepass")) % len(self._waiting)
+
+    async def tell(self) -> None:
+        """All that waits."""
+        for partition, settled in enumerate(self._waiting):
+            while settled.count:
+                taken = settled.take()
+                items = json.loads(taken.text())
+                text = json.dumps([1, 0, [], [], [], items], separators=(",", ":"))
+                prefix = f"cg:{{{partition}}}:"
+                try:
+                    await self.call("EVAL", ADMIT.source, 2, f"{prefix}workers", f"{prefix}h:{_NAME}", text)
+                except RedisLostError:
+                    settled.put_back(taken)
+                    raise
+
+    async def call(self, *parts: str | int | bytes) -> Reply:
+        """One command's reply."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await self._link.call(*parts)
+        except TimeoutError:
+            raise RedisLostError(f"no answer within {CALL_TIMEOUT_S:g} s") from None
+
+
+@asynccontextmanager
+async def teller_to(settings: "RedisSettings") -> AsyncIterator[Teller]:
+    """A teller for the time of the block. Raises RedisLostError."""
+    link = await connect(settings.url, timeout_s=settings.connect_timeout_s, lost=lambda _: None)
+    try:
+        yield Teller(link, settings.partitions)
+    finally:
+        link.close()

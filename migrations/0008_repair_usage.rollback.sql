@@ -1,0 +1,3 @@
+BEGIN;
+DROP FUNCTION IF EXISTS castgate_repair_usage(text[]);
+COMMIT;
