@@ -6,6 +6,7 @@ redis.asyncio instead of the gateway's own connection; docs/decisions/0002-admis
 """
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,13 @@ class _Facts:
 
     async def seed(self, wanted: Sequence[tuple[Account, Mapping[str, Window]]]) -> Mapping[str, Mapping[str, int]]:
         return {account.account_id: dict.fromkeys(windows, 0) for account, windows in wanted}
+
+
+class _Alone:
+    """Nobody else is there."""
+
+    async def living(self) -> Sequence[str]:
+        return ["bench"]
 
 
 class _NoLedger:
@@ -135,7 +143,8 @@ async def _post(admission: Admission, holds: list[Hold], window: Window) -> None
 async def _redis_py(url: str, admission: Admission, accounts: Iterator[Account], batch: int, calls: int) -> None:
     client = redis.asyncio.Redis.from_url(url)
     lane = admission._lanes[0]
-    keys = (lane.workers_key, f"cg:{{0}}:h:{lane.worker_id}")
+    keys = (lane.workers_key, "cg:{0}:h:redis-py")
+    await cast("Any", client.hset(keys[1], "epoch", "1"))
     for number in range(calls // batch):
         asks = []
         for _ in range(batch):
@@ -144,7 +153,7 @@ async def _redis_py(url: str, admission: Admission, accounts: Iterator[Account],
             ask.known, ask.shape = cast("Any", account.admission), next(iter(admission._shapes.values()))
             ask.hold_id = f"{number:032x}"
             asks.append(ask)
-        text = batch_text(-number - 1, 1 << 40, False, asks, "")
+        text = batch_text((1 << 40) + number, 1, "", 0, asks, "")
         await cast("Any", client.evalsha(ADMIT.sha, 2, *keys, text))
     await client.aclose()
 
@@ -160,7 +169,7 @@ async def _measure(url: str, calls: int, accounts_count: int) -> None:
     tasks, metrics, meter = Tasks(), Metrics(), _Meter(url)
     admission = Admission(
         worker_id="bench", settings=settings, accounts=_Facts(), ledger=cast("Any", _NoLedger()), rules=lambda: RULES,
-        tasks=tasks, metrics=metrics,
+        tasks=tasks, metrics=metrics, fleet=_Alone(),
     )  # fmt: skip
     await admission.start()
     known = [Account(f"account-{number:06d}") for number in range(accounts_count)]
@@ -201,6 +210,7 @@ async def _warm(admission: Admission, accounts: list[Account]) -> list[Hold]:
 @click.option("--calls", default=20_000, help="Calls for each figure.")
 def main(calls: int) -> None:
     """Print µs of CPU per call."""
+    gc.set_threshold(20_000, 20, 50)  # as a worker does (gateway/worker.py)
     click.echo("                       ask              settle            redis-py ask")
     click.echo("accounts  batch    python     redis    python     redis    python     redis   µs of CPU per call")
     with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder), ephemeral=True) as server:

@@ -142,7 +142,7 @@ class Accounts:
         for begin in range(0, len(wanted), _BATCH_MAX):
             batch = wanted[begin : begin + _BATCH_MAX]
             asked = [
-                (account.account_id, kind, *_parts(kind), window.start_ms, window.end_ms)
+                (account.account_id, kind, *parts_of(kind), window.start_ms, window.end_ms)
                 for account, windows in batch
                 for kind, window in windows.items()
             ]
@@ -256,7 +256,7 @@ def _known_zone(name: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _parts(kind: str) -> tuple[str, str, int]:
+def parts_of(kind: str) -> tuple[str, str, int]:
     """Period, time zone and week start of a ``BudgetLimit.kind``; zones have slashes of their own."""
     period, _, rest = kind.partition("/")
     time_zone, _, week_start = rest.rpartition("/")

@@ -11,10 +11,11 @@ What the script says, and what follows:
     STALE      the facts are read from Postgres again, then asked again
     COLD       the windows are seeded from Postgres, then asked again
     WINDOW     the windows are worked out again at Redis' time, then asked again
-    no answer  decided without Redis (``_decide_without_redis``)
+    no answer  decided on a lower rung (``gateway.admission_ladder``)
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,11 +24,14 @@ from zlib import crc32
 import structlog
 
 from gateway.admission_batch import Ask, Known, Shape, windows_at
-from gateway.admission_lane import UP, Lane
+from gateway.admission_ladder import RETRY_AFTER_MS, Ladder
+from gateway.admission_lane import HANDOVER, Lane
 from gateway.admission_orphans import CHARGE, Orphans
 from gateway.admission_refresh import Facts, Refresh
+from gateway.admission_restore import Fleet
 from gateway.admission_settle import Seed
 from gateway.breaker import announcer
+from gateway.database import QUERIES
 from gateway.ledger import UsageEvent, WindowUsage, event_id
 from gateway.policy.periods import FOREVER_MS
 from gateway.policy.rules import Rules
@@ -44,6 +48,7 @@ from gateway.redis_store import RedisLostError, Reply
 if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.config.settings import Settings
+    from gateway.database import Database
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
@@ -60,8 +65,6 @@ RETRIES_MAX = 20
 ASKS_MAX = 20_000
 # Policies times plans that are kept as text; far more than anybody has.
 SHAPES_MAX = 10_000
-# What a caller is told where no store could decide: a store that is back is found within breaker.PAUSE_MAX_S.
-RETRY_AFTER_MS = 1000
 
 _log = structlog.get_logger()
 
@@ -87,16 +90,21 @@ class Admission:
         rules: Callable[[], Rules],
         tasks: "Tasks",
         metrics: "Metrics",
+        fleet: Fleet,
+        database: "Database | None" = None,
         test_clock_ms: Callable[[], int] | None = None,
     ) -> None:
-        """``test_clock_ms`` replaces Redis' clock, in tests."""
+        """``database`` None: below Redis there is only memory. ``test_clock_ms`` replaces Redis' clock, in tests."""
         self._worker_id = worker_id
         self._accounts = accounts
+        self._database = database
         self._rules = rules
         self._rules_seen = rules()
         self._tasks = tasks
         self._connect_timeout_s = settings.redis.connect_timeout_s
         self._loop = asyncio.get_running_loop()
+        # Holds of this worker that are not settled, by their ids. Bounded by the calls under way and the ledger.
+        self._open: dict[str, Ask] = {}
         announce = announcer("redis", metrics)
         self._lanes = [
             Lane(
@@ -112,17 +120,37 @@ class Admission:
                 announce=announce,
                 answered=self._answered,
                 unanswered=self._unanswered,
+                holds=self._holds_in,
+                has_holds=self._open.__len__,
+                fleet=fleet,
+                quiesce=self._quiesce,
+                left=self._left,
+                served=self._served,
                 test_clock_ms=test_clock_ms,
             )
             for partition in range(settings.redis.partitions)
         ]
         self._shapes: dict[tuple[int, str], Shape] = {}
-        # Holds of this worker that are not settled: the lane each is in. Bounded by the calls under way and the ledger.
-        self._open: dict[str, Lane] = {}
-        self._slotted: set[str] = set()
-        self._refresh = Refresh(accounts, tasks, self._loop.time, self._again, self._unanswered)
+        self._refresh = Refresh(accounts, tasks, self._loop.time, self._again, self._undecided)
+        self.ladder = Ladder(
+            worker_id=worker_id,
+            database=database,
+            timeout_s=settings.database.admission_timeout_s,
+            lanes=self._lanes,
+            holds=lambda: list(self._open.values()),
+            admit=self._held,
+            budget_exceeded=self._exhausted,
+            rate_limited=_rate_limited,
+            stale=self._stale,
+            tell=self._tell,
+            again=self._again,
+            tasks=tasks,
+            metrics=metrics,
+        )
         self.orphans = Orphans(
             self._lanes,
+            worker_id=worker_id,
+            database=database,
             hold_ttl_s=settings.hold_ttl_s,
             append=ledger.append,
             on_orphan=self._on_orphan,
@@ -150,6 +178,7 @@ class Admission:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await asyncio.gather(*(lane.close(timeout_s) for lane in self._lanes))
+        await self.ladder.close()
 
     # --- before the call
 
@@ -179,11 +208,11 @@ class Admission:
             lane = ask.lane = known.lane
             ask.known = known
             is_doubtful = known.generation != lane.generation or 0 < known.rolling_until_s < self._loop.time()
-            if is_doubtful and lane.state == UP:
+            if is_doubtful and lane.state >= HANDOVER:
                 self._refresh.seed(ask, account)
                 return
-        if lane.state != UP:
-            self._unanswered([ask], False)
+        if lane.state < HANDOVER:
+            self.ladder.decide(ask)
         elif not lane.ask(ask):
             self._outcomes["overloaded"].add()
             self._tell(ask, StoreUnavailable(retry_after_ms=RETRY_AFTER_MS))
@@ -191,11 +220,12 @@ class Admission:
     def _know(self, ask: Ask, account: "Account") -> Known | None:
         """The account's windows now; None where the ask waits for the account's facts, or was answered without."""
         lane = ask.lane = self._lane_of(account.account_id)
-        if lane.state != UP:
-            self._unanswered([ask], False)
-            return None
+        ask.known = None
         if account.version < 0:
-            self._refresh.load(ask, account)
+            if lane.state < HANDOVER and not self.ladder.can_read:
+                self.ladder.decide(ask)
+            else:
+                self._refresh.load(ask, account)
             return None
         known = Known(account, lane, windows_at(account.limits, lane.now_ms))
         account.admission = known
@@ -209,25 +239,35 @@ class Admission:
     def _answered(self, lane: Lane, asks: list[Ask], reply: list[Reply]) -> None:
         now_ms = reply[0]
         admitted = 0
+        takes = False
         for place, ask in enumerate(asks, 1):
             outcome = reply[place]
             if outcome == 0:
                 admitted += 1
-                self._tell(ask, self._held(ask, now_ms) if ask.hold_id else PASS)
+                if ask.hold_id:
+                    takes = True
+                    self._tell(ask, self._held(ask, now_ms))
+                else:
+                    self._tell(ask, PASS)
             else:
                 self._not_admitted(ask, outcome, now_ms)
+        if takes:
+            lane.took_holds()
         self._outcomes["admitted"].add(admitted)
         self._holds_open.set(len(self._open))
 
     def _held(self, ask: Ask, now_ms: int) -> Hold:
         hold_id = ask.hold_id
-        self._open[hold_id] = ask.lane
-        if ask.shape.has_slots:
-            self._slotted.add(hold_id)
-        account = ask.account
+        self._open[hold_id] = ask
+        ask.admitted_ms = now_ms
+        account_id = ""
+        if ask.account is not None:
+            account_id = ask.account.account_id
+            if ask.known is not None:
+                ask.known.exhausted = None
         return Hold(
             hold_id=hold_id,
-            account_id="" if account is None else account.account_id,
+            account_id=account_id,
             amount_microcents=ask.hold_microcents,
             admitted_ms=now_ms,
         )
@@ -242,13 +282,11 @@ class Admission:
         assert account is not None, "only rate limits can refuse a call without an account"
         assert known is not None
         if code == _BUDGET:
-            self._tell(ask, _budget_exceeded(ask, known, outcome[1], outcome[2], now_ms))
+            self._tell(ask, self._exhausted(ask, outcome[1], outcome[2], now_ms))
         elif account.admission is not known:  # more was learnt meanwhile, for another ask
             self._again(ask)
         elif code == _STALE:
-            # Not counted as a retry: each brings newer facts, and facts that change fast are followed while they do.
-            ask.retries -= 1
-            self._refresh.load(ask, account, at_least=outcome[1])
+            self._stale(ask, outcome[1])
         elif code == _COLD:
             self._refresh.seed(ask, account)
         else:
@@ -265,27 +303,39 @@ class Admission:
             self.ask(ask)
 
     def _unanswered(self, asks: list[Ask], was_sent: bool) -> None:
+        """A lane was lost before it answered. What it had sent may have been done, or may yet be: it is undone."""
         for ask in asks:
-            self._tell(ask, self._decide_without_redis(ask, was_sent=was_sent))
+            if was_sent and ask.hold_id:
+                ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
+                ask.hold_id = event_id()
+            self._again(ask)
 
-    def _decide_without_redis(self, ask: Ask, *, was_sent: bool) -> Verdict:
-        """The one place that chooses who decides where Redis cannot: so far the policy's ``on_store_failure``.
+    def _undecided(self, asks: list[Ask]) -> None:
+        """Nothing is known of their accounts, and Postgres does not tell."""
+        for ask in asks:
+            self.ladder.decide_in_memory(ask)
 
-        Where the script was sent, it may have run or may yet run: the answer bears the hold's id, so that settling it
-        undoes whatever it took.
-        """
-        hold_sent = was_sent and ask.hold_id != ""
-        if ask.policy.on_store_failure == "allow":
-            self._outcomes["store_allow"].add()
-            return self._held(ask, ask.lane.now_ms) if hold_sent else PASS
-        self._outcomes["store_deny"].add()
-        if hold_sent:
-            ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
-        return StoreUnavailable(retry_after_ms=RETRY_AFTER_MS)
+    def _exhausted(self, ask: Ask, place: int, taken: int, now_ms: int) -> BudgetExceeded:
+        assert ask.known is not None
+        verdict = _budget_exceeded(ask, ask.known, place, taken, now_ms)
+        ask.known.exhausted = verdict
+        return verdict
+
+    def _stale(self, ask: Ask, at_least: int) -> None:
+        assert ask.account is not None
+        # Not counted as a retry: each brings newer facts, and facts that change fast are followed while they do.
+        ask.retries -= 1
+        self._refresh.load(ask, ask.account, at_least=at_least)
+
+    def has_rows(self) -> bool:
+        """For the ledger: whether Postgres may have holds of what it writes."""
+        return self.ladder.has_rows or bool(self.orphans.pending_rows)
 
     def _tell(self, ask: Ask, verdict: Verdict) -> None:
+        # Kept for as long as it holds something, an ask must not keep its call alive with it.
+        done, ask.done = ask.done, _told
         try:
-            ask.done(verdict)
+            done(verdict)
         except Exception:  # noqa: BLE001  one call's fault must not take the verdicts of its neighbours along
             _log.exception("verdict_not_taken", policy=ask.policy.name)
 
@@ -293,24 +343,30 @@ class Admission:
 
     def void(self, hold: Hold) -> None:
         """The call is not charged: give back all that it holds. A hold that is settled already stays so."""
-        lane = self._open.pop(hold.hold_id, None)
-        self._slotted.discard(hold.hold_id)
-        if lane is not None:
+        ask = self._open.pop(hold.hold_id, None)
+        if ask is not None:
+            lane = ask.lane
             self._holds_open.set(len(self._open))
             self._settled["voided"].add()
+            if ask.in_memory:
+                self.ladder.ended(ask)
+            if self.ladder.has_rows:
+                self.ladder.released(hold.hold_id)
             lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
             lane.settle_soon()
 
     def finished(self, hold: Hold, actual_microcents: int) -> None:
         """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger."""
-        had_slots = hold.hold_id in self._slotted
-        if not had_slots and actual_microcents == hold.amount_microcents:
+        ask = self._open.get(hold.hold_id)
+        if ask is None:
             return
-        self._slotted.discard(hold.hold_id)
-        lane = self._open.get(hold.hold_id)
-        if lane is not None:
-            lane.settled.adjust(hold.hold_id, actual_microcents)
-            lane.settle_soon()
+        if actual_microcents != hold.amount_microcents or ask.shape.has_slots:
+            ask.hold_microcents = actual_microcents
+            if ask.in_memory and not ask.has_ended:
+                self.ladder.ended(ask)
+            ask.has_ended = True
+            ask.lane.settled.adjust(hold.hold_id, actual_microcents)
+            ask.lane.settle_soon()
 
     def posted(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         """The ledger has ``events``: their holds are over, and this is what their accounts have used since."""
@@ -327,6 +383,9 @@ class Admission:
 
     def dropped(self, events: Sequence[UsageEvent]) -> None:
         """The ledger has given ``events`` up: nothing will be charged for them."""
+        if self.ladder.has_rows:
+            for event in events:
+                self.ladder.released(event.event_id)
         for lane in self._remove(events, posted=False):
             lane.settle_soon()
 
@@ -335,10 +394,12 @@ class Admission:
         expired = 0
         for event in events:
             hold_id = event.event_id
-            self._slotted.discard(hold_id)
-            lane = self._open.pop(hold_id, None)
-            if lane is not None:
-                by_lane.setdefault(lane, []).append(hold_id)
+            ask = self._open.pop(hold_id, None)
+            if ask is not None:
+                by_lane.setdefault(ask.lane, []).append(hold_id)
+            elif hold_id in self.orphans.pending_rows:
+                self.orphans.pending_rows.discard(hold_id)
+                expired += 1
             elif (worker_id := self.orphans.pending.pop(hold_id, None)) is not None:
                 expired += 1
                 lane = self._lane_of(event.account_id)
@@ -360,7 +421,7 @@ class Admission:
         await self._lane_of(account_id).raise_version(account_id, version)
 
     async def budget_state(self, account: "Account") -> BudgetState:
-        """Used and held in the account's windows, from Redis, and from Postgres what Redis does not know.
+        """Used and held in the account's windows, from Redis, and from Postgres what Redis does not know (now).
 
         Raises StoreError where Postgres is needed and away.
         """
@@ -369,10 +430,12 @@ class Admission:
         limits = account.limits
         windows = dict(zip((limit.kind for limit in limits), windows_at(limits, lane.now_ms), strict=True))
         fields = [f"{letter}:{kind}" for kind in windows for letter in "su"]
-        try:
-            values = await lane.call("HMGET", lane.account_key(account.account_id), "h", *fields)
-        except RedisLostError:
-            values = [None] * (1 + len(fields))
+        values: list[bytes | int | None] = [None] * (1 + len(fields))
+        if lane.is_up:
+            with contextlib.suppress(RedisLostError):
+                values = await lane.call("HMGET", lane.account_key(account.account_id), "h", *fields)
+        elif self._database is not None:
+            values[0] = await self._held_in_postgres(self._database, account.account_id)
         held, *pairs = (None if value is None else int(value) for value in values)
         used: dict[str, int] = {}
         for (kind, window), start, amount in zip(windows.items(), pairs[::2], pairs[1::2], strict=True):
@@ -386,9 +449,31 @@ class Admission:
             used = {kind: max(microcents, used.get(kind, 0)) for kind, microcents in seeded.items()}
         return BudgetState(used_microcents=used, held_microcents=held or 0)
 
+    async def _held_in_postgres(self, database: "Database", account_id: str) -> int:
+        row = await database.fetchrow(QUERIES["held_by_account"], account_id)
+        return 0 if row is None else int(row[0])
+
+    # --- bringing Redis back to what is true
+
+    def _quiesce(self) -> "asyncio.Future[None] | None":
+        return self.ladder.quiesce()
+
+    def _left(self, reason: str) -> None:
+        self.ladder.redis_lost(reason)
+
+    def _served(self) -> None:
+        self.ladder.redis_back()
+
+    def _holds_in(self, lane: Lane) -> list[Ask]:
+        return [ask for ask in self._open.values() if ask.lane is lane]
+
     def _on_orphan(self, policy: str) -> str:
-        """What becomes of a dead worker's hold under the policy of that name."""
-        return CHARGE
+        """What becomes of a dead worker's hold under the policy of that name; of one that is gone, what is usual."""
+        return next((one.on_orphan for one in self._rules().policies if one.name == policy), CHARGE)
+
+
+def _told(_: Verdict) -> None:
+    pass
 
 
 def _rate_limited(ask: Ask, place: int, wait_ms: int) -> RateLimited:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import Window, window_at
 from gateway.policy.rules import Plan, Policy
-from gateway.policy.verdicts import Verdict
+from gateway.policy.verdicts import BudgetExceeded, Verdict
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -47,6 +47,18 @@ class Ask:
     shape: "Shape" = field(init=False)
     hold_id: str = field(init=False)  # blank where nothing is to be held
     retries: int = field(init=False, default=0)
+    # Of one that holds something, from its admission to its settling.
+    admitted_ms: int = field(init=False)
+    has_ended: bool = field(init=False, default=False)  # its slots are free, and ``hold_microcents`` is what it costs
+    # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
+    in_memory: bool = field(init=False, default=False)
+    rate_denial: tuple[int, int] | None = field(init=False, default=None)
+
+    def held_row(self) -> list[object]:
+        """The hold as ``lua/restore.lua`` wants it."""
+        account = "" if self.account is None else self.account.account_id
+        slots = [] if self.has_ended else self.shape.slot_keys(self.rate_keys)
+        return [self.hold_id, account, self.hold_microcents, self.admitted_ms, self.policy.name, slots]
 
 
 class _Named:
@@ -73,6 +85,7 @@ class Known(_Named):
 
     __slots__ = (
         "account_id",
+        "exhausted",
         "generation",
         "lane",
         "limits",
@@ -90,6 +103,8 @@ class Known(_Named):
         self.version = account.version
         self.limits = account.limits
         self.windows = windows
+        # What the last call was told, if that was that a budget is spent.
+        self.exhausted: BudgetExceeded | None = None
         # Loop time until which the script is told that Postgres cannot seed a window that has just begun.
         self.rolling_until_s = rolling_until_s
         rows = [
@@ -98,6 +113,10 @@ class Known(_Named):
         ]
         entry = [account.account_id, self.version, rows, *([1] if rolling_until_s else [])]
         super().__init__(json.dumps(entry, separators=(",", ":")))
+
+    def covers(self, at_ms: int) -> bool:
+        """Whether these are still the windows."""
+        return all(window.start_ms <= at_ms < window.end_ms for window in self.windows)
 
 
 def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
@@ -108,7 +127,7 @@ def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
 class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("has_slots", "limits", "policy")
+    __slots__ = ("_keys", "has_slots", "limits", "policy")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
@@ -116,16 +135,26 @@ class Shape(_Named):
         self.limits = tuple(overrides.get(limit.name, limit.limit) for limit in policy.rate_limits)
         self.has_slots = any(limit.algorithm == "concurrency" for limit in policy.rate_limits)
         rows = []
+        self._keys: list[str] = []
         for limit, number in zip(policy.rate_limits, self.limits, strict=True):
             letter = _LETTERS[limit.algorithm]
             key = f"r:{letter}:{policy.name}:{limit.name}:{limit.window_ms}:"
             # A plan that changes the limit changes a burst that was not set with it.
             rows.append([letter, number, limit.window_ms, limit.burst or number, key])
+            self._keys.append(key)
         super().__init__(json.dumps([policy.name, rows], separators=(",", ":")))
 
+    def slot_keys(self, values: tuple[str, ...]) -> list[str]:
+        """Redis' keys, less the partition's prefix, of the concurrency limits that a call with these values is in."""
+        limits = zip(self.policy.rate_limits, self._keys, values, strict=True)
+        return [key + key_value(value) for limit, key, value in limits if limit.algorithm == "concurrency"]
 
-def batch_text(number: int, epoch: int, beat: bool, asks: Sequence[Ask], settled: str) -> str:
-    """The script's first argument. ``number`` differs from that of every other batch of the process."""
+
+def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequence[Ask], settled: str) -> str:
+    """The script's first argument. ``number`` is higher than that of every earlier batch of the process.
+
+    ``beat`` is the generation that the worker knows, or blank where it need not say that it lives.
+    """
     accounts: list[str] = []
     shapes: list[str] = []
     calls: list[str] = []
@@ -147,9 +176,9 @@ def batch_text(number: int, epoch: int, beat: bool, asks: Sequence[Ask], settled
         hold_ids = [ask.hold_id]
     if first is not None:
         calls.append(_calls_text(number, first, hold_ids, accounts, shapes))
-    return (
-        f"[{epoch},{1 if beat else 0},[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}]"
-    )
+    said = f'"{beat}"' if beat else "0"
+    parts = f"[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}"
+    return f"[{epoch},{said},{parts},{seq_known},{number}]"
 
 
 def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str], shapes: list[str]) -> str:
@@ -163,10 +192,14 @@ def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str],
     return f'[{account},{ask.hold_microcents},{shape},{ask.weight},{values},["{ids}"]]'
 
 
+def key_value(value: str) -> str:
+    """The value of a rate limit's key as it stands in Redis' key."""
+    if _plain(value):
+        return value
+    return f"sha256-{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
 def _quoted(values: tuple[str, ...]) -> str:
     if len(values) == 1 and _plain(values[0]):  # nearly every call
         return f'"{values[0]}"'
-    return ",".join(
-        f'"{value}"' if _plain(value) else f'"sha256-{sha256(value.encode("utf-8", "surrogatepass")).hexdigest()}"'
-        for value in values
-    )
+    return ",".join(f'"{key_value(value)}"' for value in values)

@@ -2,10 +2,14 @@
 
 A lane is a small state machine:
 
-    state     asks                              leaves when
-    DOWN      answered without Redis, at once   the breaker lets a probe connect; it does -> DRAINING
-    DRAINING  answered without Redis, at once   all that was settled meanwhile has been told -> UP
-    UP        sent, one script call at a time   a call fails, or takes longer than the time-out -> DOWN
+    state      asks                      leaves when
+    DOWN       are decided elsewhere     the breaker lets a probe connect; it does -> JOINING
+    JOINING    are decided elsewhere     it is known whether Redis lost data -> RESTORING, or -> DRAINING if not
+    RESTORING  are decided elsewhere     every worker's holds are in place again (admission_restore) -> HANDOVER
+    HANDOVER   wait, for milliseconds    all workers have come so far -> DRAINING
+    DRAINING   wait, for milliseconds    what was settled meanwhile is told -> UP
+    UP         sent, one call at a time  Redis lost data -> JOINING
+    all                                  a call fails, or takes longer than the time-out -> DOWN
 
 Only the task that connects waits for a store that is away, never an ask: one that is under way when the store is lost
 is answered within the time-out, one that comes later at once. What was on its way may yet be done by Redis: the next
@@ -23,6 +27,7 @@ import hiredis
 import structlog
 
 from gateway.admission_batch import Ask, batch_text
+from gateway.admission_restore import Fleet, Membership
 from gateway.admission_settle import Settled
 from gateway.breaker import Breaker
 from gateway.redis_store import ADMIT, FACTS, ORPHANS, RedisLink, RedisLostError, Reply, connect, encoded
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 
-DOWN, DRAINING, UP = range(3)
+DOWN, JOINING, RESTORING, HANDOVER, DRAINING, UP = range(6)
 
 # A worker that is not heard of for hold_ttl is taken for dead; it says that it lives many times in that span.
 HEARTBEAT_S = 0.5
@@ -39,6 +44,12 @@ HEARTBEAT_S = 0.5
 SETTLE_DELAY_S = 0.002
 # When the time-out is over, replies that came while this process was busy are read first.
 GRACE_S = 0.005
+# While calls are under way Redis hears of us so often, see admission_postgres.ENTER_S.
+KEEP_S = 0.008
+# Generations that end as fast as they begin are no reason to keep Redis busy.
+REJOIN_S = 0.01
+# A connection that lasted so long is tried again at once when it breaks: most that break are no outage.
+HURRY_S = 1.0
 # A version without windows is kept for longer than any seed that was read before it can be on its way.
 FACTS_TTL_MS = 86_400_000
 # Changes of facts that could not be told to Redis; more would be accounts that other workers know by their old facts
@@ -51,7 +62,12 @@ _NOT_ASKED: tuple[list[Ask], Settled] = ([], Settled())
 
 
 class Lane:
-    """One partition of one worker. ``answered`` hears each reply of the script; ``unanswered`` the asks without one."""
+    """One partition of one worker. ``answered`` hears each reply of the script; ``unanswered`` the asks without one.
+
+    ``holds`` gives this worker's open holds in this partition, ``has_holds`` whether there are any in all. What
+    ``quiesce`` returns is done when no ask that came before is being decided elsewhere any more. ``left`` hears why
+    asks cannot be taken any more, ``served`` that they can.
+    """
 
     def __init__(
         self,
@@ -68,6 +84,12 @@ class Lane:
         announce: Callable[[str, str, str], None],
         answered: Callable[["Lane", list[Ask], list[Reply]], None],
         unanswered: Callable[[list[Ask], bool], None],
+        holds: Callable[["Lane"], list[Ask]],
+        has_holds: Callable[[], object],
+        fleet: Fleet,
+        quiesce: Callable[[], "asyncio.Future[None] | None"],
+        left: Callable[[str], None],
+        served: Callable[[], None],
         test_clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -77,6 +99,7 @@ class Lane:
         # Rises when Redis is not the process it was: what it knows may be older than what it knew.
         self.generation = 0
         self.up_since_s = 0.0
+        self.served = 0  # calls of the script that were answered
         self.workers_key = f"cg:{{{partition}}}:workers"
         self._partition = partition
         self._prefix = f"cg:{{{partition}}}:"
@@ -91,8 +114,17 @@ class Lane:
         self._test_clock_ms = test_clock_ms
         self._loop = asyncio.get_running_loop()
         self._link: RedisLink | None = None
-        self._run_id = b""
-        self._epoch = 0
+        self._quiesce = quiesce
+        self._left = left
+        self._served = served
+        # Calls were admitted elsewhere since Redis last served; set by who decides there.
+        self.was_elsewhere = False
+        self._is_joining = False
+        self._keeping = False
+        self._has_holds = has_holds
+        # The number of the call whose answers are being given out.
+        self._number = 0
+        self._number_answered = 0
         self._versions: dict[str, int] = {}
         self._closing = False
         self._connecting: asyncio.Task[None] | None = None
@@ -109,6 +141,9 @@ class Lane:
         self._beat: asyncio.TimerHandle | None = None
         self._tried = asyncio.Event()
         self._ahead_ms = time.time() * 1000 - self._loop.time() * 1000  # Redis' clock minus the loop's
+        self._membership = Membership(
+            self._prefix, worker_id, holds=lambda: holds(self), fleet=fleet, clock_ms=test_clock_ms
+        )
         keys = f"cg:{{{partition}}}:workers".encode(), f"{self._prefix}h:{worker_id}".encode()
         head = encoded("EVALSHA", ADMIT.sha, 2, *keys)
         self._head = b"*%d\r\n%b$" % (7 if test_clock_ms else 6, head.partition(b"\r\n")[2])
@@ -138,19 +173,19 @@ class Lane:
         if len(self._asks) >= self._queue_max:
             return False
         self._asks.append(ask)
-        if not self._flying:
+        if not self._flying and self.state == UP:
             self._send()
         return True
 
     def settle_soon(self) -> None:
         """Tell Redis what stands in ``settled``, with the next call or in a moment."""
-        if not self._flying and not self._settling and self.state == UP:
+        if not self._flying and not self._settling and self.state >= RESTORING:
             self._settling = True
             self._loop.call_later(SETTLE_DELAY_S, self._settle_now)
 
     def _settle_now(self) -> None:
         self._settling = False
-        if not self._flying and self._link is not None and self.settled.count:
+        if not self._flying and self.state >= RESTORING and self.settled.count:
             self._send()
 
     def _send(self) -> None:
@@ -164,7 +199,10 @@ class Lane:
             else:
                 asks, self._asks = asks[: self._batch_max], asks[self._batch_max :]
         settled = self.settled.take() if self.settled.count else _NOT_ASKED[1]
-        text = batch_text(next(_batch_numbers), self._epoch, self._beat_due, asks, settled.text()).encode()
+        self._number = next(_batch_numbers)
+        member = self._membership
+        beat = member.generation if self._beat_due else ""
+        text = batch_text(self._number, member.epoch, beat, member.seq_known, asks, settled.text()).encode()
         tail = b""
         if self._test_clock_ms:
             tail = encoded(self._test_clock_ms()).partition(b"\r\n")[2]
@@ -189,15 +227,14 @@ class Lane:
         now_s = self._loop.time()
         self._ahead_ms = reply[0] - now_s * 1000
         self._calls["ok"].add()
+        self.served += 1
         self._duration.observe(now_s - self._sent_s)
         self._queue_length.set(len(self._asks))
+        self._number_answered = self._number
         if self.state == DRAINING and not self.settled.count:
-            self.state = UP
-            self.up_since_s = now_s
-            self.breaker.succeeded()
-            self._tried.set()
+            self._serve()
         # First the next call, so that Redis works while this process goes on with what was admitted.
-        if self._asks or self.settled.count or self._beat_due:
+        if ((self._asks and self.state == UP) or self.settled.count or self._beat_due) and self.state >= RESTORING:
             self._send()
         if asks:
             self._batch_size.observe(len(asks))
@@ -211,7 +248,37 @@ class Lane:
             link.send(encoded("SCRIPT", "LOAD", ADMIT.source), lambda _: None)
             link.send(self._command, self._replied)
             return
-        self._lose("reply", error)
+        if error.startswith("LOST"):
+            self._distrust(error)
+        else:
+            self._lose("reply", error)
+
+    def took_holds(self) -> None:
+        """The call that was answered last took a hold."""
+        self._membership.seq_known = self._number_answered
+        if not self._keeping:
+            self._keeping = True
+            self._loop.call_later(KEEP_S, self._keep)
+
+    def _keep(self) -> None:
+        """While calls are under way this worker must notice soon that Redis is gone, to tell others what it holds."""
+        if self.state != UP or not self._has_holds():
+            self._keeping = False
+            return
+        self._keeping = True
+        self._loop.call_later(KEEP_S, self._keep)
+        if not self._flying and self._loop.time() - self._sent_s > KEEP_S:
+            self._send()
+
+    def _serve(self) -> None:
+        self.state = UP
+        self.was_elsewhere = False
+        self.up_since_s = self._loop.time()
+        self.breaker.succeeded()
+        self._tried.set()
+        if not self._keeping:
+            self._keep()
+        self._served()
 
     # --- time
 
@@ -236,7 +303,7 @@ class Lane:
     def _tick(self) -> None:
         self._beat = self._loop.call_later(HEARTBEAT_S, self._tick)
         self._beat_due = True
-        if self._link is not None and not self._flying and self.state == UP:
+        if self.state >= RESTORING and not self._flying:
             self._send()
         if self._versions and self.state == UP and self._link is not None:
             self._tasks.start(f"admission.facts.{self._partition}", self._tell_late_versions(self._link))
@@ -278,15 +345,35 @@ class Lane:
         self._store_errors[kind].add()
         self._calls["error"].add()
         self.breaker.failed(reason)
+        if self.up_since_s and self._loop.time() - self.up_since_s > HURRY_S:
+            self.breaker.hurry()
+        self.up_since_s = 0.0
+        if not self._closing:
+            self._left(reason)
+            self._connect()
+        self._give_back(was_sent=True)
+
+    def _give_back(self, *, was_sent: bool) -> None:
+        """What was asked is decided elsewhere, what was settled is told later."""
         (sent, settled), waiting = self._flight, self._asks
         self._flight, self._asks, self._flying = _NOT_ASKED, [], False
         self.settled.put_back(settled)
-        if not self._closing:
-            self._connect()
         if sent:
-            self._unanswered(sent, True)
+            self._unanswered(sent, was_sent)
         if waiting:
             self._unanswered(waiting, False)
+
+    def _distrust(self, reason: str) -> None:
+        """Redis answers, but does not know what it knew."""
+        link = self._link
+        if link is None:
+            return
+        _log.debug("redis_distrusted", partition=self._partition, reason=reason)
+        self.state = JOINING
+        self._left(reason)
+        if not self._is_joining:
+            self._connecting = self._tasks.start(f"admission.join.{self._partition}", self._join(link))
+        self._give_back(was_sent=False)
 
     def _connect(self) -> None:
         self._connecting = self._tasks.start(f"admission.connect.{self._partition}", self._reconnect())
@@ -301,43 +388,84 @@ class Lane:
             except RedisLostError as error:
                 self._connect_failed(str(error))
                 continue
-            try:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    await self._greet(link)
-            except (RedisLostError, TimeoutError) as error:
-                link.close()
-                self._connect_failed(str(error) or f"no answer within {self._connect_timeout_s:g} s")
-                continue
             self._link = link
-            self.state = DRAINING
-            self._beat_due = True
-            self._send()
+            await self._join(link)
             return
 
+    async def _join(self, link: RedisLink) -> None:
+        """From a connection to one that serves; where it breaks before, ``_lose`` has begun anew."""
+        self._is_joining = True
+        try:
+            while not await self._restored(link):
+                if self._link is link:
+                    self.state = JOINING
+                waiting, self._asks = self._asks, []
+                self._unanswered(waiting, False)
+                await asyncio.sleep(REJOIN_S)
+        except (RedisLostError, TimeoutError) as error:
+            if self._link is link:
+                self._is_joining = False
+                self._lose("connect", str(error) or f"no answer within {self._connect_timeout_s:g} s")
+            return
+        finally:
+            if self._link is link:
+                self._is_joining = False
+        self.state = DRAINING
+        self._beat_due = True
+        if not self._flying:
+            self._send()
+
+    async def _restored(self, link: RedisLink) -> bool:
+        """False where another generation began meanwhile. Raises RedisLostError, TimeoutError."""
+        member = self._membership
+        if self._link is not link:
+            raise RedisLostError("connection closed")
+        self.state = JOINING
+        async with asyncio.timeout(self._connect_timeout_s):
+            await link.call("SCRIPT", "LOAD", ADMIT.source)
+            joined = await member.join(link, was_elsewhere=self.was_elsewhere)
+            await self._tell_versions(link)
+        if joined.why not in ("", "elsewhere") and self.generation:
+            _log.warning("redis_lost_data", partition=self._partition, found=joined.why)
+        if joined.is_new:
+            self.generation += 1
+
+        def hand_over() -> "asyncio.Future[None] | None":
+            if self._link is not link:
+                raise RedisLostError("connection closed")
+            self.state = HANDOVER
+            return self._quiesce()
+
+        if joined.is_whole:
+            waiting = hand_over()
+            if waiting is not None:
+                await waiting
+            # Had one of those that were being decided just then been admitted, Redis would not know it.
+            return self._link is link and self.state == HANDOVER and not self.was_elsewhere
+        self.state = RESTORING
+        try:
+            self.settled.forget_holds(self.worker_id)
+            self.settled.remove(self.worker_id, await member.foreign(link), posted=False)
+            self.settle_soon()
+            await member.restore(link, joined, hand_over)
+        except RedisLostError as error:
+            if str(error).startswith("LOST") and self._link is link:
+                return False
+            raise
+        return self.state == HANDOVER  # else it was distrusted meanwhile
+
     def _connect_failed(self, reason: str) -> None:
+        self._left(reason)
         self._errors.add()
         self._store_errors["connect"].add()
         self._tried.set()
         self.breaker.failed(reason)
 
-    async def _greet(self, link: RedisLink) -> None:
-        """Scripts, the fence against what an older connection had sent, and whether this is the Redis of before."""
-        self._epoch += 1
-        await link.call("SCRIPT", "LOAD", ADMIT.source)
-        await link.call("HSET", f"{self._prefix}h:{self.worker_id}", "epoch", self._epoch)
-        await self._tell_versions(link)
-        server: bytes = await link.call("INFO", "server")
-        run_id = server.partition(b"run_id:")[2].partition(b"\r\n")[0]
-        if self._run_id and run_id != self._run_id:
-            self.generation += 1
-            _log.warning("redis_replaced", partition=self._partition, effect="accounts are seeded again as they call")
-        self._run_id = run_id
-
     async def close(self, timeout_s: float) -> None:
         """Tell Redis what is settled, as far as that goes in ``timeout_s``, and end the connection."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._link is not None and (self._flying or self.settled.count or self._asks):
+                while self._link is not None and (self._flying or self.settled.count or (self._asks and self.is_up)):
                     if not self._flying:
                         self._send()
                     await asyncio.sleep(SETTLE_DELAY_S)

@@ -1,5 +1,17 @@
 """Settles what dead workers held. Any living worker does, several may at once: the ledger takes each hold's event once.
 
+The life of a hold, wherever it is (Redis' books, ``usage_holds``, the worker's own ``_open``):
+
+    state   event                                                becomes   and
+    held    the ledger has the call's event                      posted    what it cost is used
+    held    the call is not charged, or its event is given up    voided    all is given back
+    held    its worker is silent for hold_ttl, on_orphan charge  expired   its amount is used, by an event ``expired``
+    held    its worker is silent for hold_ttl, on_orphan void    voided    all is given back
+    posted, voided, expired   anything                           the same  nothing: an id is settled once
+
+That a worker wakes after it was taken for dead, or that two sweepers find the same hold, changes nothing: the event has
+the hold's id, and ``usage_events`` takes an id once.
+
 A hold found is charged as ``expired`` with its own id and amount (or voided, where the policy says so). It stays in the
 dead worker's book until the ledger has the event; if its finder dies too, the next one finds it again.
 """
@@ -8,13 +20,16 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import asyncpg
 import structlog
 
+from gateway.database import QUERIES, StoreError
 from gateway.ledger import UsageEvent
 from gateway.redis_store import RedisLostError
 
 if TYPE_CHECKING:
     from gateway.admission_lane import Lane
+    from gateway.database import Database
     from gateway.metrics import Metrics
 
 # Holds taken up at once: a worker that dies may leave thousands, and the ledger's queue is bounded.
@@ -32,12 +47,18 @@ class Orphans:
         self,
         lanes: "list[Lane]",
         *,
+        worker_id: str,
+        database: "Database | None",
         hold_ttl_s: float,
         append: Callable[[UsageEvent], None],
         on_orphan: Callable[[str], str],
         metrics: "Metrics",
     ) -> None:
         self._lanes = lanes
+        self._worker_id = worker_id
+        self._database = database
+        # The same for those found in Postgres, whose rows go when their events are written.
+        self.pending_rows: set[str] = set()
         self._hold_ttl_s = hold_ttl_s
         self._append = append
         self._on_orphan = on_orphan
@@ -55,6 +76,32 @@ class Orphans:
                 # After an outage of Redis everybody has been silent; those that live are heard of again by then.
                 if lane.is_up and now_s - lane.up_since_s >= pause_s:
                     await self.sweep(lane)
+            if self._database is not None:
+                await self.sweep_postgres(self._database)
+
+    async def sweep_postgres(self, database: "Database") -> int:
+        """Take up the holds that dead workers left in Postgres. Returns how many."""
+        found = 0
+        try:
+            rows = await database.fetch(QUERIES["orphaned_holds"], self._worker_id, self._hold_ttl_s, PAGE)
+            voided = [row["id"] for row in rows if self._on_orphan(row["policy"]) == VOID]
+            if voided:
+                await database.execute(QUERIES["forget_holds"], voided)
+                self._voided.add(len(voided))
+                found += len(voided)
+        except (StoreError, asyncpg.PostgresError) as error:
+            _log.debug("sweep_interrupted", error=str(error))
+            return found
+        for row in rows:
+            hold_id = row["id"]
+            if hold_id in voided or hold_id in self.pending_rows or hold_id in self.pending:
+                continue
+            self.pending_rows.add(hold_id)
+            found += 1
+            self._charge(hold_id, row["account_id"], row["amount_microcents"], row["admitted_ms"], row["policy"])
+        if found:
+            _log.warning("orphans_found", worker="in postgres", holds=found)
+        return found
 
     async def sweep(self, lane: "Lane") -> int:
         """Take up the holds of all workers silent for hold_ttl. Returns how many."""
@@ -96,6 +143,10 @@ class Orphans:
             self._voided.add()
             return True
         self.pending[hold_id] = worker_id
+        self._charge(hold_id, account_id, amount, admitted_ms, policy)
+        return True
+
+    def _charge(self, hold_id: str, account_id: str, amount: int, admitted_ms: int, policy: str) -> None:
         self._append(
             UsageEvent(
                 event_id=hold_id,
@@ -109,7 +160,6 @@ class Orphans:
                 request_id=None,
             )
         )
-        return True
 
 
 def _text(value: bytes | int) -> str:

@@ -51,7 +51,7 @@ class _Waiting:
 
 
 class Refresh:
-    """The waiting room. ``again`` takes an ask that may be sent once more, ``unanswered`` those that can not."""
+    """The waiting room. ``again`` takes an ask that may be sent once more, ``undecided`` those that can not."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class Refresh:
         tasks: "Tasks",
         clock: Callable[[], float],
         again: Callable[[Ask], None],
-        unanswered: Callable[[list[Ask], bool], None],
+        undecided: Callable[[list[Ask]], None],
     ) -> None:
         self._facts = facts
         self._tasks = tasks
         self._clock = clock
         self._again = again
-        self._unanswered = unanswered
+        self._undecided = undecided
         self._waiting: dict[Account, _Waiting] = {}
         self._running = False
 
@@ -168,4 +168,4 @@ class Refresh:
 
     def _give_up(self, waiting: _Waiting) -> None:
         asks, waiting.asks = waiting.asks, []
-        self._unanswered(asks, False)
+        self._undecided(asks)

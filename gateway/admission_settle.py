@@ -77,6 +77,13 @@ class Settled:
             ids.append(hold_id)
             self.count += 1
 
+    def forget_holds(self, worker_id: str) -> None:
+        """Nothing need be told of this worker's holds: all that are open are about to be put in place, no others."""
+        for waiting in (self.posted, self.voided):
+            self.count -= len(waiting.pop(worker_id, ()))
+        self.count -= len(self.adjusts)
+        self.adjusts = {}
+
     def take(self) -> "Settled":
         """Items for one call, taken out; in the order in which they have to be told."""
         if self.count <= ITEMS_PER_CALL_MAX:

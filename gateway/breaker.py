@@ -72,6 +72,10 @@ class Breaker:
         """How long until ``allows`` may be True."""
         return 0.0 if self.state == CLOSED else max(0.0, self._due - self._clock())
 
+    def hurry(self) -> None:
+        """Somebody has reason to hope: the next probe need not wait for the pause to be over."""
+        self._due = self._clock()
+
     def succeeded(self) -> None:
         """The store answered a call that was allowed."""
         if self.state == OPEN:

@@ -70,6 +70,10 @@ def _ignore_drop(_events: Sequence[UsageEvent]) -> None:
     pass
 
 
+def _has_no_holds() -> bool:
+    return False
+
+
 def _no_spill(_events: Sequence[UsageEvent]) -> bool:
     return False
 
@@ -91,6 +95,8 @@ class Ledger:
         self.on_dropped: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
         self.on_put_off: Callable[[Sequence[UsageEvent]], None] = _ignore_drop
         self.refuses = False  # calls that cost should not begin: there would be no room for their events
+        # Whether Postgres may have holds of these events, which go when they are written.
+        self.has_holds: Callable[[], bool] = _has_no_holds
         self._database = database
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
@@ -312,7 +318,11 @@ class Ledger:
     async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         row = await self._database.fetchrow(
-            QUERIES["record_usage"], *columns_of(events), self._cast_cost_sql, late_ids, late_costs
+            QUERIES["record_usage_of_holds" if self.has_holds() else "record_usage"],
+            *columns_of(events),
+            self._cast_cost_sql,
+            late_ids,
+            late_costs,
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row

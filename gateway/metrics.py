@@ -113,6 +113,8 @@ _DECLARED = (
     _gauge("castgate_admission_queue_length", "Asks that wait for the next script call."),
     _gauge("castgate_holds_open", "Holds taken and not yet settled."),
     _counter("castgate_holds_settled_total", "Holds settled, by how (posted, voided, expired).", "how"),
+    _gauge("castgate_admission_rung", "Workers on each rung of admission (redis, postgres, memory).", "rung"),
+    _counter("castgate_admission_rung_changes_total", "Times that a worker came onto a rung of admission.", "rung"),
     # The ledger.
     _gauge("castgate_ledger_queue_length", "Events that wait to be written to Postgres."),
     _counter("castgate_ledger_events_total", "Events by what became of them (written, duplicate, dropped).", "result"),

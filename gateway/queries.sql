@@ -53,6 +53,73 @@ WITH told AS (
 SELECT told.cast_id, event.cost_microcents FROM told JOIN usage_events AS event USING (id)
 WHERE told.cast_id IS NOT NULL;
 
+-- name: record_usage_of_holds
+-- The same for while there are holds in Postgres: the holds of these events go in the same transaction.
+WITH gone AS (
+    DELETE FROM usage_holds WHERE id = ANY($1::text::uuid[])
+)
+SELECT * FROM castgate_record_usage(
+    $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
+);
+
+-- name: admit
+-- Admission while Redis cannot decide: a batch of calls as columns; migrations/0009_usage_holds.sql says what they are.
+SELECT * FROM castgate_admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
+
+-- name: tell_holds
+-- Makes the holds of a worker ($1) exactly those that it knows: $2 ids, $3 accounts, $4 amounts, $5 admitted at, ms, $6
+-- policies; $7 says whether it goes on to keep them here.
+WITH gone AS (
+    DELETE FROM usage_holds WHERE worker_id = $1 AND id <> ALL($2::uuid[])
+), said AS (
+    INSERT INTO gateway_workers AS known (worker_id, in_postgres) VALUES ($1, $7)
+    ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), in_postgres = excluded.in_postgres
+)
+INSERT INTO usage_holds AS hold (id, account_id, amount_microcents, admitted_at, policy, worker_id)
+SELECT told.id, told.account_id, told.amount, timestamptz 'epoch' + told.ms * interval '1 millisecond', told.policy, $1
+FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::text[]) AS told(id, account_id, amount, ms, policy)
+ON CONFLICT (id) DO UPDATE SET amount_microcents = excluded.amount_microcents;
+
+-- name: forget_holds
+-- Holds ($1 uuid[]) that are over.
+DELETE FROM usage_holds WHERE id = ANY($1::uuid[]);
+
+-- name: held_by_account
+-- What an account ($1) holds by what Postgres knows.
+SELECT coalesce(sum(amount_microcents), 0)::bigint FROM usage_holds WHERE account_id = $1;
+
+-- name: orphaned_holds
+-- At most $3 holds of workers that were not seen for $2 seconds, other than $1.
+SELECT replace(hold.id::text, '-', '') AS id, account_id, amount_microcents, (extract(epoch FROM admitted_at) * 1000)::bigint AS admitted_ms, policy
+FROM usage_holds AS hold
+WHERE worker_id <> $1 AND NOT EXISTS (
+    SELECT FROM gateway_workers AS worker
+    WHERE worker.worker_id = hold.worker_id AND worker.seen_at > now() - make_interval(secs => $2)
+) AND admitted_at < now() - make_interval(secs => $2)
+LIMIT $3;
+
+-- name: workers_living
+-- Says that a worker ($1) lives, and gives all that said so in the last $2 seconds; one second is not worth a write.
+WITH said AS (
+    INSERT INTO gateway_workers AS known (worker_id) VALUES ($1)
+    ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp()
+    WHERE known.seen_at < clock_timestamp() - interval '1 second'
+)
+SELECT worker_id FROM gateway_workers WHERE seen_at > clock_timestamp() - make_interval(secs => $2)
+UNION SELECT $1;
+
+-- name: all_told
+-- Whether all workers seen in the last $2 seconds, $1 apart, have what their calls hold in usage_holds.
+SELECT NOT EXISTS (
+    SELECT FROM gateway_workers
+    WHERE worker_id <> $1 AND NOT in_postgres AND seen_at > clock_timestamp() - make_interval(secs => $2)
+);
+
+-- name: worker_leaves
+-- A worker ($1) has ended in good order; those not seen for a day are forgotten with it.
+DELETE FROM gateway_workers WHERE worker_id = $1 OR seen_at < now() - interval '1 day';
+
 -- name: budgets_of_account
 -- Hosted endpoints: an account's plan and own budgets ($1 account), of one snapshot. At least one row comes back; where
 -- there is no budget its period is NULL.

@@ -54,6 +54,9 @@ ADMIT = read_script(
     "settle",
     "admit",
 )
+RESTORE = read_script("input", "accounts", "holds", "limits", "limits_concurrency", "restore")
+JOIN = read_script("join")
+OPENS = read_script("opens")
 FACTS = read_script("facts")
 ORPHANS = read_script("orphans")
 DRIFT = read_script("drift")

@@ -31,6 +31,7 @@ from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
 from gateway.drift import DriftWatch
 from gateway.exemplars import Exemplars
+from gateway.fleet import Fleet
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.server import HostedServer
 from gateway.hosted.services import Services
@@ -116,11 +117,14 @@ class Worker:
         spill = self._spool.spill if self._spool is not None else None
         self._ledger = Ledger(self._database, settings.ledger, self._tasks, self._metrics, spill=spill)
         self._replaying: asyncio.Task[None] | None = None
+        self._fleet = Fleet(self._database, worker_id)
         self._admission = Admission(
             worker_id=worker_id,
+            fleet=self._fleet,
             settings=settings,
             accounts=self._accounts,
             ledger=self._ledger,
+            database=self._database,
             rules=self._current_rules,
             tasks=self._tasks,
             metrics=self._metrics,
@@ -130,6 +134,7 @@ class Worker:
         self._ledger.on_put_off = self._put_off
         if self._spool is not None:
             self._spool.on_refused = self._ledger.take_back
+        self._ledger.has_holds = self._admission.has_rows
         self._payments = Payments(settings.billing) if loaded.billing_enabled else None
         self._metrics.gauge("castgate_billing_enabled").set(int(loaded.billing_enabled))
         self._billing = self._new_billing(self._payments) if self._payments else None
@@ -226,6 +231,7 @@ class Worker:
     async def start(self) -> None:
         """Listens; from here on requests are served."""
         await self._hosted.start()
+        self._tasks.start("fleet", self._fleet.run())
         await self._admission.start()
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("upstream.look_up", self._upstream.look_up_forever())
@@ -319,6 +325,7 @@ class Worker:
         if self._spool is not None:
             await self._spool.close()
         await self._admission.close()
+        await self._fleet.leave()
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
         await self._tasks.drain(0)

@@ -85,6 +85,7 @@ def running_gateway(
         "REDIS_TIMEOUT": "5s",
         # What one gateway leaves behind is for no other test's.
         "SPOOL_DIR": kept.name,
+        "ADMISSION_TIMEOUT": "5s",
         **(environ or {}),
     }
     process = subprocess.Popen(

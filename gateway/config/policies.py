@@ -51,6 +51,7 @@ Callers = Literal["identified", "unidentified", "all"]
 RateLimitHeaders = Literal["none", "ietf", "x_ratelimit"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
+OnOrphan = Literal["charge", "void"]
 
 # Names become labels of metrics and parts of Redis keys.
 _NAME = "a name of at most 64 letters, digits, dots, dashes or underscores"
@@ -201,6 +202,11 @@ class PolicySpec(Section):
         choice(*get_args(OnClientAbort)),
         Field(description="a client that hangs up: finish (charge if the call succeeds), charge or void"),
     ] = "finish"
+    on_orphan: Annotated[
+        OnOrphan,
+        choice(*get_args(OnOrphan)),
+        Field(description="its gateway died while the call was under way: charge or void"),
+    ] = "charge"
     body_bytes_max: Annotated[
         int | None,
         optional(size_bytes("0B", "1024GiB")),
@@ -231,6 +237,7 @@ class PolicySpec(Section):
             on_store_failure=self.on_store_failure,
             on_client_abort=self.on_client_abort,
             rate_limit_headers=self.rate_limit_headers,
+            on_orphan=self.on_orphan,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
             body_bytes_max=self.body_bytes_max,
         )

@@ -275,6 +275,9 @@ class Database(Section):
     # No statement of ours touches more than a batch of rows; a longer one waits for a lock or for a dying server.
     statement_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=2.0, alias="statement_timeout")
     acquire_timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=1.0, alias="acquire_timeout")
+    # How long a call may wait for Postgres to admit it while Redis is away; it includes the 15 ms in which all workers
+    # notice that. Then the worker decides by itself.
+    admission_timeout_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.045, alias="admission_timeout")
 
 
 class Redis(Section):
@@ -285,7 +288,7 @@ class Redis(Section):
     # Changing it on a running fleet loses sight of holds and windows: stop all gateways first.
     partitions: Annotated[int, whole(1, 1024)] = 1
     # A script call takes about 1 ms; a store that hangs is as lost as one that refuses.
-    timeout_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.05, alias="timeout")
+    timeout_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.025, alias="timeout")
     connect_timeout_s: Annotated[float, duration_s("1ms", "1m")] = Field(default=1.0, alias="connect_timeout")
     # Redis serves nobody else while the script runs: 256 calls are about 2 ms.
     batch_max: Annotated[int, whole(1, 4096)] = 256

@@ -4,15 +4,19 @@
 -- write (out of memory, read-only replica) has changed no money.
 --
 -- KEYS[1]  cg:{p}:workers       zset: worker id -> when it last spoke, Redis ms. Also tells Redis Cluster the slot
--- KEYS[2]  cg:{p}:h:<worker>    hash: hold id -> record; `epoch` is the newest connection of that worker
--- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles]
+-- KEYS[2]  cg:{p}:h:<worker>    hash: hold id -> record; `epoch` is the newest connection of that worker, `seq` the number of
+--                               the last call that took holds
+-- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles, seq_known, seq]
+--            beat     the generation (join.lua) that the worker knows: say that it lives; 0: not now
 --            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1 or absent)]
 --            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …]]
 --            call     [account index or 0, amount, shape index, weight, [key value, …], [hold id or "", …]]: one or
 --                     several calls alike; key values 0: the account's id for each limit
 --            settles  0 or [seeds, usages, adjusts, removes], see settle.lua
+--            seq_known  the highest seq that the worker knows to be written    seq  this call's
 -- ARGV[2]  tests only: the time in ms instead of Redis' own
--- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED
+-- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED (a newer
+--          connection of this worker exists) or LOST (data are missing or old: join again); then nothing was changed
 --
 -- Amounts stay below 2^53: exact in Lua's doubles, in redis.call's arguments (%.17g) and in cmsgpack's integers.
 -- They are never put into a string by `..` or tostring, which round to 14 digits.

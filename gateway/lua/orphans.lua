@@ -22,7 +22,7 @@ local reply = {page[1]}
 local fields = page[2]
 for i = 1, #fields, 2 do
   local id = fields[i]
-  if id ~= 'epoch' then
+  if id ~= 'epoch' and id ~= 'seq' then
     local record = cmsgpack.unpack(fields[i + 1])
     if record[5] then
       for _, key in ipairs(record[5]) do redis.call('SREM', prefix .. key, id) end
@@ -36,5 +36,7 @@ end
 if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then
   redis.call('DEL', book)
   redis.call('ZREM', KEYS[1], ARGV[2])
+  -- Should it wake after all, it finds its book gone for this reason and not because Redis lost data (join.lua).
+  redis.call('SET', prefix .. 'swept:' .. ARGV[2], 1, 'PX', 86400000)
 end
 return reply

@@ -92,6 +92,7 @@ class Policy:
     rate_limits: tuple[RateLimit, ...] = ()
     on_store_failure: str = "allow"  # allow | deny
     on_client_abort: str = "finish"  # charge | finish | void
+    on_orphan: str = "charge"  # charge | void
     rate_limit_headers: str = "none"  # one of RATE_LIMIT_HEADERS
     # The limits on callers whom nobody knows, as a policy of its own; None: they pass, and the service behind decides.
     unidentified: "Policy | None" = None

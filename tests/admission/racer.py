@@ -15,6 +15,7 @@ from gateway.accounts import Accounts
 from gateway.admission import Admission, Ask
 from gateway.config.settings import Settings
 from gateway.database import Database
+from gateway.fleet import Fleet
 from gateway.ledger import Ledger, UsageEvent
 from gateway.metrics import Metrics
 from gateway.policy.budgets import BudgetLimit
@@ -46,7 +47,9 @@ async def race(order: dict[str, object]) -> dict[str, int]:
     database = Database.from_settings(settings.database, metrics)
     accounts = Accounts(database, lambda: rules, tasks)
     ledger = Ledger(database, settings.ledger, tasks, metrics)
+    fleet = Fleet(database, str(order["worker_id"]))
     admission = Admission(
+        fleet=fleet,
         worker_id=str(order["worker_id"]),
         settings=settings,
         accounts=accounts,
@@ -57,6 +60,7 @@ async def race(order: dict[str, object]) -> dict[str, int]:
     )
     ledger.on_committed = admission.posted
     ledger.on_dropped = admission.dropped
+    await fleet.living()
     await admission.start()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -105,6 +109,7 @@ async def race(order: dict[str, object]) -> dict[str, int]:
     await over.wait()
     await ledger.close(20)
     await admission.close(20)
+    await fleet.leave()
     await tasks.drain(1)
     await database.close()
     return dict(seen)

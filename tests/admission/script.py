@@ -48,12 +48,19 @@ class Script:
         epoch: int = 1,
         beat: bool = False,
     ) -> list[Any]:
-        knowns: dict[tuple[str, int, object, bool], Known] = {}
-        asks = [_ask(call, knowns) for call in calls]
-        text = batch_text(next(_numbers), epoch, beat, asks, (settled or Settled()).text())
+        asks = asks_of(calls)
+        generation = self.join(epoch)
+        text = batch_text(next(_numbers), epoch, generation if beat else "", 0, asks, (settled or Settled()).text())
         arguments: list[str | int] = [text] if now is None else [text, now]
         reply: list[Any] = self._registered(keys=[WORKERS, self.book], args=arguments)
         return reply
+
+    def join(self, epoch: int = 1) -> str:
+        """As a worker would, but without waiting until calls are admitted. An epoch that is there stays."""
+        if not self.redis.exists(self.book):
+            self.redis.hset(self.book, "epoch", epoch)
+            self.redis.hset(f"{PREFIX}life", "g", "generation")
+        return "generation"
 
     @property
     def book(self) -> str:
@@ -66,7 +73,7 @@ class Script:
         return cast("dict[str, str]", fields)
 
     def holds(self) -> set[str]:
-        return cast("set[str]", set(self.redis.hkeys(self.book))) - {"epoch"}
+        return cast("set[str]", set(self.redis.hkeys(self.book))) - {"epoch", "seq"}
 
     def orphans(
         self, silent_ms: int, worker_id: str = "", *, now: int, cursor: str = "0", page: int = 100
@@ -77,6 +84,12 @@ class Script:
 
     def close(self) -> None:
         self.redis.close()
+
+
+def asks_of(calls: Sequence[Call]) -> list[Ask]:
+    """The calls as a worker would ask them."""
+    knowns: dict[tuple[str, int, object, bool], Known] = {}
+    return [_ask(call, knowns) for call in calls]
 
 
 def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:

@@ -396,6 +396,7 @@ async def test_a_flushed_redis_is_seeded_again_from_the_ledger(worker: Worker, t
     worker.post(*await worker.ask_many("a", 2))
     await worker.settled()
     script.redis.flushdb()
+    await worker.serving()
     assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [Hold, BudgetExceeded]
 
 

@@ -58,6 +58,7 @@ async def test_many_workers_that_seed_one_account_at_once_do_not_multiply_its_us
     await workers[0].settled()
     for _ in range(3):
         script.redis.flushdb()
+        await asyncio.gather(*(worker.serving() for worker in workers))
         rounds = await asyncio.gather(*(worker.ask_many("a", 20) for worker in workers))
         holds = [[verdict for verdict in verdicts if isinstance(verdict, Hold)] for verdicts in rounds]
         assert sum(map(len, holds)) == 30

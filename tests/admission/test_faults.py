@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gateway.policy.verdicts import PASS, BudgetExceeded, Hold, Pass, StoreUnavailable
+from gateway.policy.verdicts import BudgetExceeded, Hold, StoreUnavailable
 from tests.admission.conftest import StartWorker
 from tests.admission.killable import KillableRedis, killable_redis
 from tests.admission.script import PREFIX, Script
@@ -52,12 +52,16 @@ async def test_with_redis_away_from_the_start_calls_are_decided_by_the_policy(
     server.kill()
     started = time.monotonic()
     worker = await start_worker(url=server.url)
-    assert await worker.ask("a", ALLOW) is PASS
+    passed = await worker.ask("a", ALLOW)
+    assert isinstance(passed, Hold)
     assert await worker.ask("a", DENY) == StoreUnavailable(retry_after_ms=1000)
     assert time.monotonic() - started < 1.0
     server.start()
     await back(worker)
     assert isinstance(await worker.ask("a", DENY), Hold)
+    state = await worker.admission.budget_state(worker.account("a"))
+    assert state.held_microcents == 2 * CENT
+    worker.post(passed)
 
 
 async def test_a_killed_redis_answers_what_was_under_way_and_serves_again_when_it_is_back(
@@ -113,17 +117,19 @@ async def test_what_redis_did_after_it_was_given_up_is_undone(
     with_script.close()
 
 
-async def test_a_call_let_pass_by_a_redis_that_had_taken_it_is_settled_under_the_same_id(
+async def test_calls_let_pass_without_redis_are_held_there_when_it_is_back_and_what_it_had_taken_is_undone(
     worker: Worker, server: KillableRedis, tables: Tables
 ) -> None:
     tables.put("a", monthly(10))
     await worker.ask("a", ALLOW)
     server.hang()
     verdicts = await asyncio.gather(*(worker.asked("a", ALLOW) for _ in range(3)))
-    assert Counter(type(verdict) for verdict in verdicts) == {Hold: 1, Pass: 2}
+    assert Counter(type(verdict) for verdict in verdicts) == {Hold: 3}
     server.wake()
     await back(worker)
-    worker.post(*(verdict for verdict in verdicts if isinstance(verdict, Hold)))
+    state = await worker.admission.budget_state(worker.account("a"))
+    assert state.held_microcents == 4 * CENT
+    worker.post(*verdicts)
     await worker.settled()
     state = await worker.admission.budget_state(worker.account("a"))
     assert state.held_microcents == CENT  # the first call's own
@@ -141,7 +147,8 @@ async def test_what_was_settled_while_redis_was_away_is_told_before_anybody_asks
     worker.admission.void(holds[3])
     server.wake()
     await back(worker)
-    assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [Hold, BudgetExceeded]
+    # Three are posted, one is voided, and one passed meanwhile.
+    assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [BudgetExceeded, BudgetExceeded]
 
 
 async def test_a_change_of_facts_while_redis_is_away_is_told_when_it_is_back(
@@ -207,7 +214,8 @@ async def test_losing_and_finding_redis_is_one_line_each_and_a_metric(worker: Wo
         await back(worker)
     assert up.value == 1
     told = [log["event"] for log in logs if log["log_level"] in ("warning", "error")]
-    assert sorted(told) == ["redis_replaced", "store_back", "store_lost"]
+    rungs = ["admission_rung", "admission_rung"]
+    assert sorted(told) == [*rungs, "redis_lost_data", "store_back", "store_lost"]
     assert worker.metrics.counter("redis_errors_total").value >= 1
 
 

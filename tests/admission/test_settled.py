@@ -71,3 +71,14 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     settled.use("a", "total/UTC/1", 0, 1)
     assert (settled.count, len(settled.posted["w"])) == (10, 10)
     assert settled.dropped >= 3
+
+
+def test_what_is_put_in_place_anew_need_not_be_told() -> None:
+    settled = Settled()
+    settled.remove("mine", ["1", "2"], posted=True)
+    settled.remove("mine", ["3"], posted=False)
+    settled.remove("other", ["4"], posted=True)
+    settled.adjust("5", 7)
+    settled.use("a", "total/UTC/1", 0, 5)
+    settled.forget_holds("mine")
+    assert (settled.posted, settled.voided, settled.adjusts, settled.count) == ({"other": ["4"]}, {}, {}, 2)

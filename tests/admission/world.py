@@ -51,6 +51,7 @@ class Tables:
         self.facts: dict[str, tuple[int, str, tuple[BudgetLimit, ...]]] = {}
         self.events: dict[str, UsageEvent] = {}
         self.counters: dict[tuple[str, str, int], list[int]] = {}  # account, kind, start -> end, used
+        self.workers: set[str] = set()
         self.statements: list[tuple[str, int]] = []  # what was asked, for how many accounts
 
     def put(self, account_id: str, *limits: BudgetLimit, version: int = 1, plan: str = "free") -> None:
@@ -91,6 +92,10 @@ class Tables:
 
     def used(self, account_id: str) -> int:
         return sum(event.cost_microcents for event in self.events.values() if event.account_id == account_id)
+
+    async def living(self) -> Sequence[str]:
+        """The fleet's: the workers that were started and not stopped."""
+        return [] if self.is_away else sorted(self.workers)
 
     def _counter(self, account_id: str, kind: str, window: Window) -> int:
         counter = self.counters.get((account_id, kind, window.start_ms))
@@ -136,8 +141,11 @@ class Worker:
         self.events: list[UsageEvent] = []
         self.rules = rules
         self._accounts: dict[str, Account] = {}
+        self.worker_id = worker_id
+        tables.workers.add(worker_id)
         self.admission = Admission(
             worker_id=worker_id,
+            fleet=tables,
             settings=settings,
             accounts=tables,
             ledger=cast("Any", self),
@@ -189,7 +197,19 @@ class Worker:
                 while lane.settled.count or lane._flying:
                     await asyncio.sleep(0.001)
 
+    async def serving(self) -> None:
+        """Until Redis decides for this worker: not before it has noticed whatever happened to Redis last."""
+        for lane in self.admission._lanes:
+            async with asyncio.timeout(10):
+                served = lane.served
+                lane._beat_due = True
+                while not lane.is_up or lane.served == served:
+                    if lane.is_up and not lane._flying:
+                        lane._send()
+                    await asyncio.sleep(0.002)
+
     async def stop(self) -> None:
+        self.tables.workers.discard(self.worker_id)
         await self.admission.close()
         await self.tasks.drain(1.0)
         self.metrics.close()

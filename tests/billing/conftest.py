@@ -12,6 +12,7 @@ from gateway.accounts import Accounts
 from gateway.billing import Billing
 from gateway.config.settings import Settings
 from gateway.database import Database
+from gateway.fleet import Fleet
 from gateway.hosted.app import create_app
 from gateway.hosted.services import Services
 from gateway.hosted.webhooks import Webhooks
@@ -71,6 +72,8 @@ async def scene(database_url: str, redis_url: str) -> AsyncIterator[Scene]:
                 settings=settings,
                 accounts=accounts,
                 ledger=ledger,
+                database=database,
+                fleet=Fleet(database, worker_id),
                 rules=lambda: RULES,
                 tasks=tasks,
                 metrics=metrics,

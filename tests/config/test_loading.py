@@ -28,6 +28,7 @@ policies:
     record: {cast_id: {json: /data/0/id}}
     on_store_failure: deny
     on_client_abort: charge
+    on_orphan: void
 """
     assert load_it({"policies/cast.yaml": text}).rules.policies == (
         Policy(
@@ -43,6 +44,7 @@ policies:
             ),
             on_store_failure="deny",
             on_client_abort="charge",
+            on_orphan="void",
             cast_id_pointer="/data/0/id",
         ),
     )

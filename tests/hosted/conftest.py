@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.accounts import Accounts
 from gateway.config.settings import Settings
 from gateway.database import Database
+from gateway.fleet import Fleet
 from gateway.hosted.app import create_app
 from gateway.hosted.services import Services
 from gateway.identify import Identify
@@ -52,6 +53,8 @@ async def world(database_url: str, redis_url: str) -> AsyncIterator[World]:
                 settings=settings,
                 accounts=accounts,
                 ledger=ledger,
+                database=database,
+                fleet=Fleet(database, worker_id),
                 rules=lambda: scene.rules,
                 tasks=tasks,
                 metrics=metrics,

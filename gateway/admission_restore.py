@@ -1,0 +1,153 @@
+"""What a worker does before it believes a Redis: find out whether it lost data, and bring back what only workers know.
+
+Redis' holds are a copy: each worker knows its own. Whatever may have lost or brought back some of them (flushed,
+restarted, an old snapshot, a failover; or calls that were admitted elsewhere while Redis was away) ends the partition's
+*generation* (``lua/join.lua``). In the next one nobody admits until all have put their holds in place:
+
+    stage  the worker                                                         goes on when
+    1      has put its holds in place; its calls are still decided elsewhere  all are at 1, or time is nearly over
+    2      lets new calls wait, and has put in place what was admitted since  all are at 2, or time is over
+
+"All" are the workers that live, as Postgres knows them (``Fleet``); while it does not answer, time alone decides. A
+worker that stays away for longer (stopped, cut off) is not waited for: its holds count again when it is back.
+Used amounts need nothing here: a lane's number for the generation rises, so each account is seeded before it is asked.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from gateway.redis_store import JOIN, OPENS, RESTORE, RedisLink
+
+if TYPE_CHECKING:
+    from gateway.admission_batch import Ask
+
+# A new generation opens at the latest after this: a worker that lives has heard of the end of the last one by then
+# (its breaker's longest pause, a connection attempt, a heartbeat), and has put its holds in place.
+RESTORE_S = 3.0
+# So long before that it is time for stage 2, whoever is missing: two pauses of POLL_S, with room.
+HANDOVER_MS = 100
+POLL_S = 0.02
+# Holds put in place by one script call, some 3 ms of Redis' time.
+PAGE = 1000
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+_log = structlog.get_logger()
+
+
+class Fleet(Protocol):
+    """The workers that live, whichever gateway they belong to."""
+
+    async def living(self) -> Sequence[str]:
+        """Their ids, the asker's among them. Nothing where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What ``join`` found. ``is_whole``: nothing was lost, and nothing need be put in place."""
+
+    is_whole: bool
+    is_new: bool  # a generation that this worker did not know
+    opens_ms: int
+    why: str  # this worker began it, because: empty | replaced | elsewhere | behind
+
+
+class Membership:
+    """One worker's part in one partition's generations."""
+
+    def __init__(
+        self,
+        prefix: str,
+        worker_id: str,
+        *,
+        holds: Callable[[], Sequence["Ask"]],
+        fleet: Fleet,
+        clock_ms: Callable[[], int] | None,
+    ) -> None:
+        self.generation = ""
+        self.epoch = 0
+        self.seq_known = 0  # the highest call number known to be written in our book
+        self._life = f"{prefix}life"
+        self._workers = f"{prefix}workers"
+        self._book = f"{prefix}h:{worker_id}"
+        self._swept = f"{prefix}swept:{worker_id}"
+        self._worker_id = worker_id
+        self._holds = holds
+        self._fleet = fleet
+        self._clock_ms = clock_ms
+
+    async def join(self, link: RedisLink, *, was_elsewhere: bool) -> Joined:
+        """Say which connection counts from now on, and learn what this Redis knows. Raises RedisLostError."""
+        server: bytes = await link.call("INFO", "server")
+        run_id = server.partition(b"run_id:")[2].partition(b"\r\n")[0]
+        reply = await link.call(
+            *("EVAL", JOIN.source, 3, self._life, self._book, self._swept),
+            *(run_id, self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known),
+            *(int(was_elsewhere), int(RESTORE_S * 1000)),
+        )
+        generation = reply[0].decode()
+        is_new = generation != self.generation
+        self.epoch += 1
+        self.generation = generation
+        if reply[2] != 1:
+            self.seq_known = 0  # the book begins anew
+        return Joined(is_whole=reply[2] == 1, is_new=is_new, opens_ms=reply[1], why=reply[3].decode())
+
+    async def put(self, link: RedisLink, asks: Sequence["Ask"]) -> None:
+        """Put these holds in place. Raises RedisLostError."""
+        for begin in range(0, len(asks), PAGE):
+            rows = [ask.held_row() for ask in asks[begin : begin + PAGE]]
+            text = _json([self.epoch, self.generation, rows])
+            now = () if self._clock_ms is None else (self._clock_ms(),)
+            await link.call("EVAL", RESTORE.source, 2, self._workers, self._book, text, *now)
+
+    async def foreign(self, link: RedisLink) -> list[str]:
+        """Holds in our book that are none of ours: brought back by an old snapshot. Raises RedisLostError."""
+        own = {ask.hold_id for ask in self._holds()}
+        found: list[str] = []
+        cursor: bytes | str = "0"
+        while True:
+            cursor, fields = await link.call("HSCAN", self._book, cursor, "COUNT", PAGE)
+            ids = (field.decode() for field in fields[::2])
+            found += [hold_id for hold_id in ids if hold_id not in own and hold_id not in ("epoch", "seq")]
+            if cursor == b"0":
+                return found
+
+    async def stand(self, link: RedisLink, stage: int, living: Sequence[str]) -> tuple[int, int]:
+        """Say how far this worker is; hear how many ms it may yet take, and how far all are. Raises RedisLostError."""
+        left_ms, least = await link.call(
+            *("EVAL", OPENS.source, 1, self._life, self.generation, self._worker_id, stage), *living
+        )
+        return left_ms, least
+
+    async def restore(
+        self, link: RedisLink, joined: Joined, hand_over: Callable[[], "asyncio.Future[None] | None"]
+    ) -> None:
+        """From a generation just joined to one that admits. Raises RedisLostError.
+
+        ``hand_over`` makes new calls wait here; what it returns is done when none is being decided elsewhere any more.
+        """
+        before = list(self._holds())
+        await self.put(link, before)
+        if joined.opens_ms > 0:
+            await self._reached(link, stage=1, left_ms=HANDOVER_MS)
+        waiting = hand_over()
+        if waiting is not None:
+            await waiting
+        placed = {ask.hold_id for ask in before}
+        await self.put(link, [ask for ask in self._holds() if ask.hold_id not in placed])
+        if joined.opens_ms > 0:
+            await self._reached(link, stage=2, left_ms=0)
+
+    async def _reached(self, link: RedisLink, *, stage: int, left_ms: int) -> None:
+        """Until all that live are at ``stage``, or no more than ``left_ms`` are left. Raises RedisLostError."""
+        while True:
+            now_left_ms, least = await self.stand(link, stage, await self._fleet.living())
+            if least >= stage or now_left_ms <= left_ms:
+                return
+            await asyncio.sleep(min(POLL_S, (now_left_ms - left_ms) / 1000))

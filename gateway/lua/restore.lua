@@ -1,0 +1,33 @@
+-- A worker puts its own holds in place, as it knows them: those that are missing are added, amounts and slots corrected.
+-- Behind input, accounts, holds and limits_concurrency. May be repeated; holds that are here and not named stay.
+-- ARGV[1] JSON: [epoch, generation, [[hold id, account id or "", amount, admitted_ms, policy name, [slot key, …]], …]]
+local epoch, generation, rows = input[1], input[2], input[3]
+
+if redis.call('HGET', prefix .. 'life', 'g') ~= generation then
+  return redis.error_reply('LOST another generation has begun')
+end
+if tonumber(redis.call('HGET', KEYS[2], 'epoch')) ~= epoch then
+  return redis.error_reply('FENCED a newer connection of this worker exists')
+end
+
+local own = book_of(worker)
+local ids = {}
+for i, row in ipairs(rows) do ids[i] = row[1] end
+holds_load(own, ids)
+for _, row in ipairs(rows) do
+  local id, account_id, amount, slots = row[1], row[2], row[3], row[6]
+  local present = own.records[id]
+  local difference = amount - (present and present[HOLD_AMOUNT] or 0)
+  if account_id ~= '' and difference ~= 0 then account_hold(account_load(account_id, {}), difference) end
+  if present then hold_release_slots(id, present) end
+  for _, key in ipairs(slots) do
+    redis.call('SADD', prefix .. key, id)
+    redis.call('PEXPIRE', prefix .. key, SLOTS_TTL_MS)
+  end
+  hold_change(own, id, {account_id, amount, row[4], row[5], slots[1] and slots or nil})
+end
+
+accounts_store()
+holds_store()
+redis.call('ZADD', KEYS[1], now, worker)
+return #rows

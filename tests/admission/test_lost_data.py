@@ -1,0 +1,178 @@
+"""A Redis that was flushed, restarted empty or restored from an old snapshot is noticed, and brought to the truth."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
+from tests.admission.conftest import StartWorker
+from tests.admission.killable import killable_redis
+from tests.admission.script import PREFIX, Script
+from tests.admission.world import CENT, Tables, Worker, monthly, per_minute, policy
+
+DENY = policy(on_store_failure="deny")
+AT_ONCE = policy(per_minute(3, "concurrency", window_ms=0), on_store_failure="deny")
+
+
+def kinds(verdicts: list[Verdict]) -> Counter[type]:
+    return Counter(type(verdict) for verdict in verdicts)
+
+
+async def all_serve(*workers: Worker) -> None:
+    """Until every worker has noticed what happened to Redis, and asks it again."""
+    await asyncio.gather(*(worker.serving() for worker in workers))
+
+
+async def test_a_flush_with_a_full_budget_in_flight_admits_none_more(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(100))
+    one, two = await start_worker("one"), await start_worker("two")
+    holds = await one.ask_many("a", 60, DENY) + await two.ask_many("a", 40, DENY)
+    assert kinds(holds) == {Hold: 100}
+    script.redis.flushall()
+    rounds = await asyncio.gather(*(worker.ask_many("a", 50, DENY) for worker in (one, two) for _ in range(4)))
+    await all_serve(one, two)
+    rounds += await asyncio.gather(one.ask_many("a", 50, DENY), two.ask_many("a", 50, DENY))
+    assert Hold not in kinds([verdict for verdicts in rounds for verdict in verdicts])
+    assert kinds(rounds[-1]) == kinds(rounds[-2]) == {BudgetExceeded: 50}
+    one.post(*holds[:60])
+    two.post(*holds[60:])
+    await asyncio.gather(one.settled(), two.settled())
+    assert tables.used("a") == 100 * CENT
+    assert script.account("a")["h"] == "0"
+    assert script.account("a")["u:monthly/UTC/1"] == str(100 * CENT)
+
+
+async def test_an_old_snapshot_is_brought_to_the_truth(
+    start_worker: StartWorker, tables: Tables, tmp_path: Path
+) -> None:
+    tables.put("a", monthly(100))
+    with killable_redis("--dir", str(tmp_path)) as server:
+        one, two = await start_worker("one", url=server.url), await start_worker("two", url=server.url)
+        first = await one.ask_many("a", 30, DENY) + await two.ask_many("a", 5, DENY)
+        script = Script(server.url)
+        script.redis.save()
+        for hold in first[:10]:
+            assert isinstance(hold, Hold)
+            one.admission.void(hold)
+        one.post(*first[10:20])
+        later = await one.ask_many("a", 20, DENY)
+        await one.settled()
+        server.kill()
+        server.start()
+        await all_serve(one, two)
+        # Open are: 10 of the first and 20 later ones, and two's 5. Used are 10.
+        assert script.account("a")["h"] == str(35 * CENT)
+        assert kinds(await two.ask_many("a", 60, DENY)) == {Hold: 55, BudgetExceeded: 5}
+        one.post(*first[20:30], *later)
+        await one.settled()
+        assert script.account("a")["u:monthly/UTC/1"] == str(40 * CENT)
+        assert script.account("a")["h"] == str(60 * CENT)
+        script.close()
+
+
+async def test_data_that_went_back_under_an_open_connection_are_noticed(
+    start_worker: StartWorker, tables: Tables, tmp_path: Path
+) -> None:
+    tables.put("a", monthly(10))
+    with killable_redis("--dir", str(tmp_path)) as server:
+        one = await start_worker("one", url=server.url)
+        await one.ask_many("a", 4, DENY)
+        script = Script(server.url)
+        script.redis.save()
+        await one.ask_many("a", 4, DENY)
+        script.redis.execute_command("DEBUG", "RELOAD", "NOSAVE")
+        assert script.account("a")["h"] == str(4 * CENT)
+        await one.serving()
+        assert kinds(await one.ask_many("a", 4, DENY)) == {Hold: 2, BudgetExceeded: 2}
+        script.close()
+
+
+async def test_slots_of_calls_under_way_are_put_back(start_worker: StartWorker, tables: Tables, script: Script) -> None:
+    one, two = await start_worker("one"), await start_worker("two")
+    holds = await one.ask_many("a", 2, AT_ONCE)
+    script.redis.flushall()
+    await all_serve(one, two)
+    assert kinds(await two.ask_many("a", 3, AT_ONCE)) == {Hold: 1, RateLimited: 2}
+    one.post(*holds)
+    await one.settled()
+    assert kinds(await two.ask_many("a", 3, AT_ONCE)) == {Hold: 2, RateLimited: 1}
+
+
+async def test_thousands_of_holds_are_put_back_in_pages(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(3000))
+    one = await start_worker("one")
+    await one.ask_many("a", 2500, DENY)
+    script.redis.flushall()
+    await one.serving()
+    assert script.account("a")["h"] == str(2500 * CENT)
+    assert len(script.redis.hkeys(f"{PREFIX}h:one")) >= 2501
+
+
+async def test_many_workers_begin_one_generation(start_worker: StartWorker, tables: Tables, script: Script) -> None:
+    tables.put("a", monthly(60))
+    workers = [await start_worker() for _ in range(5)]
+    await asyncio.gather(*(worker.ask_many("a", 10, DENY) for worker in workers))
+    for _ in range(3):
+        before = script.redis.hget(f"{PREFIX}life", "g")
+        script.redis.flushall()
+        await all_serve(*workers)
+        generations = {worker.admission._lanes[0]._membership.generation for worker in workers}
+        assert generations == {script.redis.hget(f"{PREFIX}life", "g")}
+        assert generations != {before}
+        assert script.account("a")["h"] == str(50 * CENT)
+
+
+async def test_a_worker_that_does_not_answer_is_waited_for_only_so_long(
+    start_worker: StartWorker, tables: Tables, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission_restore.RESTORE_S", 0.4)
+    tables.put("a", monthly(10))
+    tables.workers.add("stopped")
+    started = asyncio.get_running_loop().time()
+    one = await start_worker("one")
+    await one.serving()
+    assert asyncio.get_running_loop().time() - started >= 0.3
+    assert isinstance(await one.ask("a", DENY), Hold)
+
+
+async def test_a_worker_swept_while_it_was_stopped_puts_its_holds_back_and_disturbs_nobody(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(10))
+    one, two = await start_worker("one"), await start_worker("two")
+    await one.ask_many("a", 3, DENY)
+    generation = script.redis.hget(f"{PREFIX}life", "g")
+    script.redis.zadd(f"{PREFIX}workers", {"one": 1})
+    lane = two.admission._lanes[0]
+    assert await two.admission.orphans.sweep(lane) == 3
+    two.flush()
+    await two.settled()
+    script.redis.zadd(f"{PREFIX}workers", {"one": 1})
+    assert await two.admission.orphans.sweep(lane) == 0
+    await one.serving()
+    assert script.redis.hget(f"{PREFIX}life", "g") == generation
+    assert tables.used("a") == 3 * CENT
+
+
+async def test_a_new_generation_is_heard_of_before_the_next_call_is_admitted(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(10))
+    one, two = await start_worker("one"), await start_worker("two")
+    lane = one.admission._lanes[0]
+    assert isinstance(await two.ask("a", DENY), Hold)
+    lane.was_elsewhere = True
+    lane._lose("lost", "as if calls had been admitted elsewhere since")
+    await one.serving()
+    # The other one cannot be asked without hearing of it: it has joined, or its book does not let a call pass.
+    joined = two.admission._lanes[0]._membership.generation == script.redis.hget(f"{PREFIX}life", "g")
+    assert joined or not script.redis.hexists(f"{PREFIX}h:two", "epoch")
+    await two.serving()
+    assert isinstance(await two.ask("a", DENY), Hold)
+    assert script.account("a")["h"] == str(2 * CENT)
