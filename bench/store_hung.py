@@ -1,7 +1,7 @@
-"""``python -m bench.store_hung``: how long casts take while Redis hangs, and while Postgres hangs, beside how long they take.
+"""``python -m bench.store_hung``: how long casts take while Redis hangs, and while Postgres does, and while neither.
 
-Each store is stopped (SIGSTOP) for a while and then goes on: alive, its connections open, and silent. The first second is
-shown by itself: in it the gateway finds out. The load is light, so that what is measured is waiting and not work.
+Each store is stopped (SIGSTOP) for a while and then goes on: alive, its connections open, and silent. The first second
+is shown by itself: in it the gateway finds out. The load is light: what is measured is waiting and not work.
 """
 
 import contextlib

@@ -232,7 +232,7 @@ async def _standing(
             windows = windows_at(account.limits, now_ms) if account is not None else ()
             ask.shape, ask.hold_id = shape, ""
             ask.known = Known(account, cast("Lane", _NoLane), windows) if account is not None else None
-            text = batch_text(-1, 0, False, [ask], "")
+            text = batch_text(-1, 0, "", 0, [ask], "")
             keys = f"cg:{{{partition}}}:workers", f"cg:{{{partition}}}:h:explain"
             now_ms, _, held, used, taken = await link.call("EVAL", EXPLAIN.source, 2, *keys, text)
     except TimeoutError:

@@ -56,6 +56,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "on_store_failure": policy.on_store_failure,
         "on_client_abort": policy.on_client_abort,
         "body_bytes_max": policy.body_bytes_max or "that of config.yaml",
+        "on_orphan": policy.on_orphan,
         "rate_limit_headers": policy.rate_limit_headers,
     }
 
