@@ -164,15 +164,24 @@ async def test_a_new_generation_is_heard_of_before_the_next_call_is_admitted(
     start_worker: StartWorker, tables: Tables, script: Script
 ) -> None:
     tables.put("a", monthly(10))
-    one, two = await start_worker("one"), await start_worker("two")
+    one = await start_worker("one")
+    # Another worker, which has nothing to say just now.
+    script.redis.zadd(f"{PREFIX}workers", {"other": 1})
+    script.redis.hset(f"{PREFIX}h:other", mapping={"epoch": 1, "seq": 7})
     lane = one.admission._lanes[0]
-    assert isinstance(await two.ask("a", DENY), Hold)
     lane.was_elsewhere = True
     lane._lose("lost", "as if calls had been admitted elsewhere since")
     await one.serving()
-    # The other one cannot be asked without hearing of it: it has joined, or its book does not let a call pass.
-    joined = two.admission._lanes[0]._membership.generation == script.redis.hget(f"{PREFIX}life", "g")
-    assert joined or not script.redis.hexists(f"{PREFIX}h:two", "epoch")
-    await two.serving()
-    assert isinstance(await two.ask("a", DENY), Hold)
-    assert script.account("a")["h"] == str(2 * CENT)
+    assert script.redis.hgetall(f"{PREFIX}h:other") == {"seq": "7"}
+
+
+async def test_a_worker_that_holds_nothing_notices_too_before_its_call_is_admitted(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(5))
+    one, two = await start_worker("one"), await start_worker("two")
+    await one.ask_many("a", 5, DENY)
+    script.redis.flushall()
+    assert Hold not in kinds(await two.ask_many("a", 3, DENY))
+    await all_serve(one, two)
+    assert kinds(await two.ask_many("a", 3, DENY)) == {BudgetExceeded: 3}
