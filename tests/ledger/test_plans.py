@@ -7,7 +7,7 @@ import pytest
 
 from gateway.config.settings import Ledger as LedgerSettings
 from gateway.database import QUERIES
-from gateway.ledger import columns_of
+from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
 from tests.ledger.making import NOON_MS, event
 
@@ -17,7 +17,7 @@ BATCH = 200
 # Before Postgres settles for a generic plan it tries five with the values.
 CALLS = 7
 SCANS = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY($1)"
-TABLES = ["usage_events", "usage_counters", "budgets", "billing_accounts", "casts"]
+TABLES = ["usage_events", "usage_counters", "usage_holds", "budgets", "billing_accounts", "casts"]
 
 
 @pytest.fixture
@@ -42,6 +42,9 @@ async def large(sql: Connection) -> Connection:
         INSERT INTO billing_accounts (account_id) SELECT 'account-' || n FROM generate_series(0, {ACCOUNTS} - 1) AS n;
         INSERT INTO budgets (account_id, period, hard_limit_microcents)
         SELECT 'account-' || n, 'monthly', 1 FROM generate_series(0, {ACCOUNTS} - 1) AS n;
+        INSERT INTO usage_holds (id, account_id, amount_microcents, admitted_at, policy, worker_id)
+        SELECT gen_random_uuid(), 'account-' || n % {ACCOUNTS}, 1, now(), 'cast', 'worker-' || n % 100
+        FROM generate_series(1, 4 * {ACCOUNTS}) AS n;
         INSERT INTO casts (id) SELECT gen_random_uuid() FROM generate_series(1, {ACCOUNTS});
         """
     )
@@ -67,6 +70,37 @@ async def test_writing_usage_scans_no_table(large: Connection) -> None:
         return (*columns_of(events), LedgerSettings().cast_cost_sql, [], [])
 
     assert await scans_of(large, QUERIES["record_usage"], values) == {}
+
+
+async def test_writing_usage_of_holds_scans_no_table(large: Connection) -> None:
+    def values(number: int) -> tuple[object, ...]:
+        events = [event(f"account-{number * BATCH + one}") for one in range(BATCH)]
+        return (*columns_of(events), None, [], [])
+
+    assert await scans_of(large, QUERIES["record_usage_of_holds"], values) == {}
+
+
+async def test_admitting_scans_no_table(large: Connection) -> None:
+    month = window_at("monthly", "UTC", 1, NOON_MS)
+    places = list(range(1, BATCH + 1))
+
+    def values(number: int) -> tuple[object, ...]:
+        names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
+        starts, ends = [month.start_ms] * BATCH, [month.end_ms] * BATCH
+        windows = (places, ["monthly"] * BATCH, ["UTC"] * BATCH, [1] * BATCH, starts, ends, [10**9] * BATCH)
+        calls = (places, [event_id() for _ in names], [1] * BATCH, ["cast"] * BATCH, [False] * BATCH)
+        return ("worker-1", [event_id()], names, [0] * BATCH, *windows, *calls)
+
+    assert await scans_of(large, QUERIES["admit"], values) == {}
+
+
+async def test_telling_what_a_worker_holds_scans_no_table(large: Connection) -> None:
+    def values(number: int) -> tuple[object, ...]:
+        ids = [event_id() for _ in range(BATCH)]
+        names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
+        return (f"worker-{number}", ids, names, [1] * BATCH, [NOON_MS] * BATCH, ["cast"] * BATCH, True)
+
+    assert await scans_of(large, QUERIES["tell_holds"], values) == {}
 
 
 async def test_seeding_scans_no_table(large: Connection) -> None:
