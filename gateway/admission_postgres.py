@@ -180,6 +180,10 @@ class PostgresRung:
                 except (StoreError, asyncpg.PostgresError) as error:
                     self._lose(str(error).partition("\n")[0])
                     await self._pause()
+                except Exception:  # noqa: BLE001  a fault of ours must not leave asks waiting for a task that is gone
+                    _log.exception("admission_fault")
+                    self._lose("a fault in this program")
+                    await self._pause()
         finally:
             self._running = False
             self._land()
