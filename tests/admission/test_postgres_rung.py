@@ -122,6 +122,23 @@ async def test_what_was_admitted_by_postgres_is_in_redis_once_when_it_is_back(
     await books.no_hold_left()
 
 
+async def test_with_several_partitions_each_comes_back_with_its_own_holds(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    one, two = await start(partitions=3), await start(partitions=3)
+    accounts = [f"account-{number}" for number in range(8)]
+    for account in accounts:
+        await books.budget(account, 10)
+    before = [hold for account in accounts for hold in await one.ask_many(account, 3)]
+    server.kill()
+    meanwhile = [hold for account in accounts for hold in await two.ask_many(account, 3)]
+    assert kinds(before, meanwhile) == {Hold: 48}
+    server.start()
+    await asyncio.gather(one.on("redis"), two.on("redis"))
+    for account in accounts:
+        assert kinds(await one.ask_many(account, 3), await two.ask_many(account, 3)) == {Hold: 4, BudgetExceeded: 2}
+
+
 async def test_holds_of_a_worker_that_died_on_this_rung_are_charged_once_whoever_sweeps(
     start: StartWhole, server: KillableRedis, books: Books
 ) -> None:

@@ -33,13 +33,14 @@ class WholeWorker:
         rules: Rules | None = None,
         redis_timeout: str = "2s",
         admission_timeout: str = "5s",
+        partitions: int = 1,
         **settings: Any,
     ) -> None:
         read = Settings.model_validate(
             {
                 "upstream": {"url": "http://127.0.0.1:1"},
                 "database": {"url": database_url, "admission_timeout": admission_timeout, "statement_timeout": "10s"},
-                "redis": {"url": redis_url, "timeout": redis_timeout},
+                "redis": {"url": redis_url, "timeout": redis_timeout, "partitions": partitions},
                 "ledger": {"cast_cost_sql": "", "flush_interval": "1ms"},
                 **settings,
             }
