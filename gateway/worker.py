@@ -188,6 +188,7 @@ class Worker:
         """The holds of ``events`` stay in the books of workers that are gone, to be swept again."""
         for event in events:
             self._admission.orphans.pending.pop(event.event_id, None)
+            self._admission.orphans.pending_rows.discard(event.event_id)
 
     def _new_billing(self, payments: Payments) -> Billing:
         return Billing(
