@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A command waits longer than a cast would.
 CALL_TIMEOUT_S = 5.0
+_BOOK_TTL_MS = 60_000
 _NAME = "command"
 
 
@@ -42,10 +43,14 @@ class Teller:
             while settled.count:
                 taken = settled.take()
                 items = json.loads(taken.text())
-                text = json.dumps([1, 0, [], [], [], items], separators=(",", ":"))
+                text = json.dumps([1, 0, [], [], [], items, 0, 0], separators=(",", ":"))
                 prefix = f"cg:{{{partition}}}:"
+                book = f"{prefix}h:{_NAME}"
                 try:
-                    await self.call("EVAL", ADMIT.source, 2, f"{prefix}workers", f"{prefix}h:{_NAME}", text)
+                    # Usage may be told in any generation; without a book of its own the script takes Redis for lost.
+                    await self.call("HSET", book, "epoch", 1)
+                    await self.call("PEXPIRE", book, _BOOK_TTL_MS)
+                    await self.call("EVAL", ADMIT.source, 2, f"{prefix}workers", book, text)
                 except RedisLostError:
                     settled.put_back(taken)
                     raise

@@ -24,7 +24,7 @@ if is_known then
     local fields = redis.call('HGETALL', book[2])
     for i = 1, #fields, 2 do
       local id, text = fields[i], fields[i + 1]
-      if id ~= 'epoch' then
+      if id ~= 'epoch' and id ~= 'seq' then
         local record = unpacked[text] or cmsgpack.unpack(text)
         unpacked[text] = record
         sums[record[1]] = (sums[record[1]] or 0) + record[2]
