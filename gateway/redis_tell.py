@@ -5,6 +5,7 @@ A command is no worker: it has no book, holds nothing, and is not missed when it
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ class Teller:
 
     def __init__(self, link: RedisLink, partitions: int) -> None:
         self._link = link
+        self._name = f"{_NAME}-{os.urandom(8).hex()}"
         self._waiting = [Settled() for _ in range(partitions)]
 
     def settled_of(self, account_id: str) -> Settled:
@@ -45,12 +47,13 @@ class Teller:
                 items = json.loads(taken.text())
                 text = json.dumps([1, 0, [], [], [], items, 0, 0], separators=(",", ":"))
                 prefix = f"cg:{{{partition}}}:"
-                book = f"{prefix}h:{_NAME}"
+                book = f"{prefix}h:{self._name}"
                 try:
                     # Usage may be told in any generation; without a book of its own the script takes Redis for lost.
                     await self.call("HSET", book, "epoch", 1)
                     await self.call("PEXPIRE", book, _BOOK_TTL_MS)
                     await self.call("EVAL", ADMIT.source, 2, f"{prefix}workers", book, text)
+                    await self.call("DEL", book)
                 except RedisLostError:
                     settled.put_back(taken)
                     raise
