@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import aiohttp
 import asyncpg
 import pytest
 
@@ -52,6 +53,16 @@ class Fleet:
             for gateway in self.gateways
         ]
         return await run(endpoints, Load(connections=connections, total=total, seed=seed))
+
+    async def nothing_held(self, account: Account) -> None:
+        """Waits until no call of the account is held for, as every gateway sees it."""
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {account.api_key}"}) as session:
+            for _ in range(500):
+                async with session.get(f"{self.gateways[0].base_url}/v1/budgets") as answer:
+                    if all(budget["held_cents"] == 0 for budget in (await answer.json())["budgets"]):
+                        return
+                await asyncio.sleep(0.01)
+        raise AssertionError("held for ever")
 
     async def settled(self, account: Account, casts: int) -> None:
         """Waits until the ledger has ``casts`` events of the account; more or fewer is the caller's to notice."""

@@ -51,6 +51,8 @@ async def test_calls_that_fail_give_their_budget_back(fleet: Fleet) -> None:
                 headers=headers | ({"X-Stub-Fault": "status=503"} if failing else {}),
             ) as answer:
                 statuses.append(answer.status)
+            if failing:
+                await fleet.nothing_held(account)
     assert statuses.count(200) == 20
     await fleet.settled(account, 20)
     rows = await fleet.sql("SELECT count(*) FROM usage_events WHERE account_id = $1", account.user_id)

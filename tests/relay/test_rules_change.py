@@ -33,6 +33,7 @@ class Services:
         self.asks: asyncio.Queue[Ask] = asyncio.Queue()
         self.voided: list[Hold] = []
         self.events: list[Any] = []
+        self.refuses = False
 
     def doubt_about(self, *_: object) -> None:
         return None
