@@ -7,7 +7,7 @@ const MARKS = ["passed", "blocked", "limited", "failed"];
 const NAMES = { passed: "answered", blocked: "402 budget", limited: "429 rate", failed: "5xx" };
 const RUNGS = [
   ["nothing", "Redis and Postgres answer", "Limits are exact; calls are charged within milliseconds."],
-  ["redis", "Redis is away", "Calls pass or not as on_store_failure says; they are charged."],
+  ["redis", "Redis is away", "Postgres admits: budgets are exact, rate limits count in each worker."],
   ["postgres", "Postgres is away", "Limits are exact; charges wait and are written later."],
   ["both", "Both are away", "Known-exhausted accounts stay blocked; the rest is on_store_failure's."],
 ];
