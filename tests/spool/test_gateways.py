@@ -91,7 +91,11 @@ class World:
     def holds(self) -> Mapping[str, int]:
         """Of every worker that holds anything, how many."""
         with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
-            books = {key: client.hlen(key) - client.hexists(key, "epoch") for key in client.scan_iter("cg:{0}:h:*")}
+            books = {
+                key: client.hlen(key)
+                - sum(client.hexists(key, field) for field in ("epoch", "seq"))  # of the book itself
+                for key in client.scan_iter("cg:{0}:h:*")
+            }
         return {key: count for key, count in books.items() if count}
 
     def held(self, account: Account) -> int:
