@@ -209,6 +209,7 @@ class UpstreamConnection(asyncio.Protocol):
     # --- parser events: collect only
 
     def on_message_begin(self) -> None:
+        self._at_start = False  # the final answer may begin in the piece that an interim one ends in
         if self.complete:
             self._unusable = True  # a second answer to one request
 

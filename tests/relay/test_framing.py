@@ -140,6 +140,24 @@ async def test_interim_answers_pass_before_the_final_one(running: Running) -> No
     assert (await client.read_head()).startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.parametrize("cut", [-8, -4, -1])  # in the head, before the body, and in it
+async def test_a_final_answer_that_comes_in_part_with_the_interim_one(running: Running, cut: int) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    received = asyncio.Event()
+
+    async def answer(_head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(interim + OK[:cut])
+        await received.wait()  # what came first was passed on before the rest is sent
+        writer.write(OK[cut:])
+
+    running.upstream.answer = answer
+    client = await running.connect()
+    await client.send(GET)
+    assert await client.read_head() == interim
+    received.set()
+    assert await client.read(len(OK)) == OK
+
+
 async def test_expect_waits_for_the_upstreams_own_continue(running: Running) -> None:
     async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert b"Expect: 100-continue\r\n" in head

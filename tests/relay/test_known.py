@@ -199,3 +199,31 @@ async def test_a_head_behind_an_interim_one_is_not_taken_for_its_body(running: R
     running.upstream.answer = answering(hints + bad)
     await client.send(POST + b"abc")
     assert b" 502 " in await client.read_head()
+
+
+async def test_a_body_behind_an_interim_answer_is_a_body_though_it_reads_like_a_known_answer(running: Running) -> None:
+    client = await running.connect()
+    running.upstream.answer = answering(OK + b"hi")
+    for _ in range(3):
+        await client.send(POST + b"abc")
+        assert (await answer_of(client))[1] == b"hi"
+    assert known_answers(running) == 1
+    received = asyncio.Event()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(OK) + 5)
+
+    async def answer(_head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" + head)
+        await received.wait()
+        received.clear()
+        writer.write(OK + b"hi")
+        await received.wait()
+        writer.write(b"end")
+
+    running.upstream.answer = answer
+    await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    await client.read_head()
+    assert await client.read_head() == head
+    received.set()
+    assert await client.read(len(OK) + 2) == OK + b"hi"
+    received.set()
+    assert await client.read(3) == b"end"
