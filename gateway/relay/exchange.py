@@ -242,16 +242,15 @@ class Exchange:
             self._hold = verdict
         elif not isinstance(verdict, Pass) and not self._is_let_pass(verdict, policy):
             return
+        if self._state == DONE:  # it was told that nothing is charged, or left: "always" begins with an admitted call
+            self._void()
+            return
         if self._account is None:  # under limits alone: nothing is charged to nobody
-            if self._state != DONE:
-                self._forward(self._relay.upstream_pool)
+            self._forward(self._relay.upstream_pool)
             return
         self._metered = True
         if policy.cost.parts:
             self.meter = Meter(policy.cost.parts, self._relay.limits.captured_bytes_max)
-        if self._state == DONE:  # the client left while its call was being decided
-            self._settle(rules.NEVER_SENT)
-            return
         if policy.cast_id_pointer is not None:
             self._captured = []
         self._forward(self._relay.upstream_pool)

@@ -1,6 +1,7 @@
 """New rules while a call is identified or admitted: the call is theirs, and what was taken for it is given back."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,6 +147,24 @@ async def test_an_admitted_call_keeps_its_rules(running: Running, services: Serv
     assert b"200 OK" in await client.read_head()
     assert services.voided == []
     assert [(event.policy, event.cost_microcents) for event in services.events] == [("old", 1_000_000)]
+
+
+async def test_a_verdict_after_the_call_was_told_that_nothing_is_charged_charges_nothing(
+    running: Running, services: Services
+) -> None:
+    cost = Cost(fixed_microcents=1_000_000, charge_when="always")
+    running.relay.use(rules("one", replace(cast("cast", 1), cost=cost)))
+    client = await running.connect()
+    await client.send(CALL)
+    (await services.lookups.get())(Account("a"))
+    late = await services.asks.get()
+    running.pass_time(60)
+    assert b" 503 " in await client.read_head()
+    assert b"Nothing was charged" in await client.read_until(b"}")
+    taken = hold(late, "1" * 32)
+    late.done(taken)
+    assert services.voided == [taken]
+    assert services.events == []
 
 
 async def test_a_limit_in_shadow_is_left_out_and_the_rest_asked(running: Running, services: Services) -> None:
