@@ -176,6 +176,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._at_eof = True
             # TLS has no half-close here: its end is the end of both directions.
             return self.peer.half_close() and self.transport.can_write_eof()
+        self.open = False  # now, and not only once it is lost: a call that comes before must not get it
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -367,6 +368,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._unusable = True
         if self.open and not self.transport.is_closing():
             self.transport.abort()
+        self.open = False
 
     # --- tunnel
 

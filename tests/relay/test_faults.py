@@ -158,6 +158,24 @@ async def test_a_post_is_never_sent_twice_and_a_get_on_a_dead_connection_is(runn
     assert sum(head.startswith(b"POST") for head in running.upstream.heads) == 1
 
 
+@pytest.mark.parametrize("end", ["bytes that nobody asked for", "the end of the connection"])
+async def test_a_connection_that_is_being_closed_gets_no_call(running: Running, end: str) -> None:
+    """What idles is ended by the upstream, and a call arrives, in the same turn of the loop."""
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    await client.send(POST)
+    await client.read(len(OK))
+    (idle,) = running.relay.upstream_pool._idle
+    (connection,) = running.relay._connections
+    if end == "the end of the connection":
+        if not idle.eof_received():  # as the loop does it
+            idle.transport.close()
+    else:
+        idle.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    connection.data_received(POST)
+    assert await client.read(len(OK)) == OK
+
+
 async def test_a_silent_upstream_is_a_504(running: Running) -> None:
     async def silent(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)
