@@ -15,6 +15,7 @@ from gateway.relay import heads
 if TYPE_CHECKING:
     from gateway.policy.answers import Answer
     from gateway.policy.routes import RouteTable
+    from gateway.policy.rules import Policy
     from gateway.relay.request import Request
 
 # A host as RFC 3986 §3.2.2 has it, but for the comma, which would make a list of it; then a port.
@@ -45,16 +46,23 @@ def refusal_of(request: "Request") -> "Answer | None":
     return None if request.max_forwards is None else _count_forward(request, request.max_forwards)
 
 
-def overriding(request: "Request", routes: "RouteTable") -> Ambiguous | None:
-    """The policy that a request without one falls under, to a server that lets fields override method or target."""
+def match(request: "Request", routes: "RouteTable") -> "Policy | Ambiguous | None":
+    """The policy of a request; Ambiguous also where a server that lets fields override its line sees another."""
+    found = routes.match(request.method, request.target)
+    return _unless_overridden(request, routes, found) if request.overrides else found
+
+
+def _unless_overridden(
+    request: "Request", routes: "RouteTable", judged: "Policy | Ambiguous | None"
+) -> "Policy | Ambiguous | None":
     methods = {request.method, *(value.upper() for field, value in request.overrides if field == heads.METHOD_OVERRIDE)}
     targets = {request.target, *(value for field, value in request.overrides if field == heads.TARGET_OVERRIDE)}
     for method in methods:
         for target in targets:
             found = routes.match(method, target)
-            if found is not None:
+            if found is not None and found is not judged:
                 return found if isinstance(found, Ambiguous) else Ambiguous(found)
-    return None
+    return judged
 
 
 def _refusal_of_target(request: "Request") -> "Answer | None":

@@ -124,9 +124,7 @@ class Exchange:
                 if not self._refuse_large_body():
                     self._forward(relay.hosted_pool)
                 return
-            request.match = relay.routes.match(request.method, request.target)
-            if request.overrides and request.match is None:
-                request.match = conformance.overriding(request, relay.routes)
+            request.match = conformance.match(request, relay.routes)
             request.matched_by = relay.routes
             if isinstance(request.match, Policy):
                 shown = request.authorization, request.api_key, request.cookie
@@ -206,7 +204,7 @@ class Exchange:
             self._asked = None
 
     def _match_again(self, account: "Account | None") -> None:
-        match = self._relay.routes.match(self.request.method, self.request.target)
+        match = conformance.match(self.request, self._relay.routes)
         if isinstance(match, Ambiguous):
             self._policy = None
             self._refuse(self._relay.ambiguous_target(self.request, match), keep_alive=True)

@@ -127,6 +127,30 @@ async def test_a_path_that_has_become_doubtful_meanwhile_is_refused(running: Run
     assert b"400 Bad Request" in await client.read_head()
 
 
+async def test_a_cheap_call_does_not_become_another_by_an_override(running: Running, services: Services) -> None:
+    cheap, dear = cast("cheap", 1, path="/v1/cheap"), cast("dear", 9)
+    running.relay.use(rules("both", cheap, dear))
+    call = CALL.replace(b"/v1/cast", b"/v1/cheap")
+    for field in (b"X-Original-URL: /v1/cast", b"X-Rewrite-URL: /V1/cast/"):
+        client = await running.connect()
+        await client.send(call.replace(b"Host: a", b"Host: a\r\n" + field))
+        assert b"400 Bad Request" in await client.read_head()
+    client = await running.connect()
+    await client.send(call.replace(b"Host: a", b"Host: a\r\nX-Original-URL: /v1/cheap"))
+    (await services.lookups.get())(Account("a"))
+    assert (await services.asks.get()).policy is cheap
+
+
+async def test_an_override_leads_to_no_policy_that_has_come_meanwhile(running: Running, services: Services) -> None:
+    running.relay.use(rules("old", cast("old", 1)))
+    client = await running.connect()
+    await client.send(CALL.replace(b"Host: a", b"Host: a\r\nX-Original-URL: /v1/dear"))
+    identified = await services.lookups.get()
+    running.relay.use(rules("new", cast("dear", 9, path="/v1/dear")))
+    identified(Account("a"))
+    assert b"400 Bad Request" in await client.read_head()
+
+
 async def test_an_admitted_call_keeps_its_rules(running: Running, services: Services) -> None:
     running.relay.use(rules("old", cast("old", 1)))
     arrived = asyncio.Event()
