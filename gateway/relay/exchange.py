@@ -210,6 +210,10 @@ class Exchange:
             self._refuse(self._relay.ambiguous_target(self.request, match), keep_alive=True)
         else:
             self._policy = self._asked = match
+            own = None if match is None else match.body_bytes_max
+            self._body_bytes_max = self._relay.limits.body_bytes_max if own is None else own
+            if self._refuse_large_body():
+                return
             if match is None:
                 self._forward(self._relay.upstream_pool)
             else:

@@ -127,6 +127,28 @@ async def test_a_path_that_has_become_doubtful_meanwhile_is_refused(running: Run
     assert b"400 Bad Request" in await client.read_head()
 
 
+@pytest.mark.parametrize("bytes_max", [(None, 2), (2, None)])
+async def test_the_body_limit_is_that_of_the_new_rules(
+    running: Running, services: Services, bytes_max: tuple[int | None, int | None]
+) -> None:
+    async def answer(_head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(ANSWER)
+
+    running.upstream.answer = answer
+    old, new = (replace(cast("cast", 1), body_bytes_max=limit) for limit in bytes_max)
+    running.relay.use(rules("old", old))
+    client = await running.connect()
+    await client.send(CALL.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"1\r\na\r\n")
+    identified = await services.lookups.get()
+    running.relay.use(rules("new", new))
+    identified(Account("a"))
+    (await services.asks.get()).done(PASS)
+    await client.send(b"2\r\nbc\r\n0\r\n\r\n")
+    expected = b" 200 " if new.body_bytes_max is None else b" 413 "
+    assert expected in await client.read_head()
+
+
 async def test_a_cheap_call_does_not_become_another_by_an_override(running: Running, services: Services) -> None:
     cheap, dear = cast("cheap", 1, path="/v1/cheap"), cast("dear", 9)
     running.relay.use(rules("both", cheap, dear))
