@@ -99,8 +99,8 @@ class _Body:
         self._inflate: zlib._Decompress | None = None
         self._events: ServerEvents | None = None
         self._found: list[Fraction | None] = [None] * len(parts)
-        # An event without one of these names in it is not parsed. (Names may be written with escapes.)
-        self._marks = (*tuple({json.dumps(names_of(part.pointer)[0]).encode() for part in parts}), b"\\u")
+        # An event without one of these in it is not parsed. (Names may be written with escapes.)
+        self._marks = (*{_mark_of(names_of(part.pointer)[0]) for part in parts}, b"\\u")
 
     def begin(self, content_type: bytes, coding: bytes) -> None:
         if coding in _CODINGS:
@@ -156,6 +156,13 @@ class _Body:
             if count is not None:
                 before = self._found[place] if part.events == "sum" else None
                 self._found[place] = count if before is None else before + count
+
+
+def _mark_of(name: str) -> bytes:
+    """What is in every JSON text that has something at ``name``, where its characters are not written as numbers."""
+    if name.isdecimal() or "/" in name:  # a place in an array; a slash may be written as it is or escaped
+        return b""
+    return json.dumps(name, ensure_ascii=False).encode()
 
 
 def _document(text: bytes) -> Any:

@@ -93,6 +93,23 @@ def test_a_name_written_with_escapes_is_found() -> None:
     assert units(TOKENS, b'data: {"\\u0075sage": {"tokens": 5}}\n\n', head=(EVENTS,)) == 5
 
 
+@pytest.mark.parametrize(
+    ("pointer", "event"),
+    [
+        ("/année", '{"année": 3}'),
+        ("/année", r'{"ann\u00e9e": 3}'),
+        ("/0/tokens", '[{"tokens": 3}]'),
+        ("/a~1b", '{"a/b": 3}'),
+        ("/a~1b", r'{"a\/b": 3}'),
+        ('/a"b', r'{"a\"b": 3}'),
+    ],
+)
+def test_a_value_of_an_event_is_found_where_one_of_a_plain_answer_is(pointer: str, event: str) -> None:
+    part = JsonCost(pointer=pointer, microcents_per_unit=PRICE)
+    assert units(part, event.encode()) == 3
+    assert units(part, b"data: %b\n\n" % event.encode(), head=(EVENTS,)) == 3
+
+
 def test_a_stream_may_be_longer_than_the_bound_but_no_event_of_it() -> None:
     text = b"data: " + json.dumps({"text": "x" * 400}).encode() + b"\n\n"
     assert units(TOKENS, *[text] * 20, STREAM, head=(EVENTS,)) == 4
