@@ -97,6 +97,7 @@ class _Body:
         self._bytes = 0
         self._is_unreadable = False
         self._inflate: zlib._Decompress | None = None
+        self._wbits = 0
         self._events: ServerEvents | None = None
         self._found: list[Fraction | None] = [None] * len(parts)
         # An event without one of these in it is not parsed. (Names may be written with escapes.)
@@ -104,7 +105,8 @@ class _Body:
 
     def begin(self, content_type: bytes, coding: bytes) -> None:
         if coding in _CODINGS:
-            self._inflate = zlib.decompressobj(wbits=_CODINGS[coding])
+            self._wbits = _CODINGS[coding]
+            self._inflate = zlib.decompressobj(wbits=self._wbits)
         elif coding not in (b"", b"identity"):
             self._is_unreadable = True
         if content_type == b"text/event-stream":
@@ -118,8 +120,10 @@ class _Body:
             return
         try:
             while data and not self._is_unreadable:
+                if self._inflate.eof:  # gzip may consist of several members (RFC 1952 §2.2)
+                    self._inflate = zlib.decompressobj(wbits=self._wbits)
                 self._plain(self._inflate.decompress(data, _INFLATED_BYTES_MAX))
-                data = self._inflate.unconsumed_tail
+                data = self._inflate.unconsumed_tail or self._inflate.unused_data
         except zlib.error:
             self._give_up()
 

@@ -1,5 +1,6 @@
 """What is read of an answer whose cost is measured, however it is cut into pieces."""
 
+import gzip
 import itertools
 import json
 import zlib
@@ -137,6 +138,14 @@ def test_compressed_answers_are_read_too(coding: bytes, wbits: int) -> None:
     assert units(ALL_TOKENS, *pieces, head=(EVENTS, *head)) == 7
     assert units(TOKENS, b"no " + packed, head=(EVENTS, *head)) is None
     assert units(TOKENS, packed, head=(EVENTS, b"Content-Encoding: br\r\n")) is None
+
+
+def test_a_compressed_answer_may_consist_of_several_members() -> None:
+    body = b"".join(gzip.compress(event) for event in STREAM.splitlines(keepends=True))
+    for cut in range(len(body)):
+        head = (EVENTS, b"Content-Encoding: gzip\r\n")
+        assert units(ALL_TOKENS, body[:cut], body[cut:], head=head) == 7
+    assert units(TOKENS, gzip.compress(b'{"usage": {"tokens": 1}}') + b"junk", head=(JSON, head[1])) is None
 
 
 def test_a_compressed_answer_takes_no_more_memory_than_a_plain_one() -> None:
