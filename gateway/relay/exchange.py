@@ -476,7 +476,8 @@ class Exchange:
 
     def upstream_lost(self, upstream: "UpstreamConnection") -> None:
         """The connection closed before the answer was complete."""
-        if self._state == SENT and upstream.used and not self._retried and self._is_safe_to_repeat():
+        is_stale = self._state == SENT and upstream.used and upstream.is_silent
+        if is_stale and not self._retried and self._is_safe_to_repeat():
             # A reused connection that closed before any byte of the answer: the upstream had ended it when we sent.
             self._retried = True
             self.upstream = None

@@ -338,6 +338,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._interims = 0
         self._begin_answer()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether not a byte of an answer has come, an interim one's included."""
+        return self._at_start and self._interims == 0
+
     def write(self, data: bytes) -> None:
         if self.open:
             self.transport.write(data)

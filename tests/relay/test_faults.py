@@ -238,3 +238,25 @@ async def test_an_early_answer_to_an_upload_reaches_the_client(running: Running)
     assert head.startswith(b"HTTP/1.1 413 ")
     assert b"Connection: close" in head
     assert await client.read(2) == b"no"
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"HTTP/1.1 20"])
+async def test_only_a_call_that_got_no_byte_of_an_answer_is_sent_again(running: Running, begun: bytes) -> None:
+    running.upstream.answer = answering(OK)
+    client = await running.connect()
+    await client.send(GET)
+    await client.read_until(b"hi")
+
+    async def break_off(_head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        running.upstream.answer = answering(OK)
+        writer.write(begun)
+        await writer.drain()
+        raise ConnectionError
+
+    running.upstream.answer = break_off
+    await client.send(GET)
+    if begun:
+        await client.read_until(b"upstream_unreachable")
+    else:
+        await client.read_until(b"hi")
+    assert len(running.upstream.heads) == (2 if begun else 3)
