@@ -93,6 +93,7 @@ class PostgresRung:
         self._landed: list[asyncio.Future[None]] = []
         self._released: list[str] = []
         self._entered_s = 0.0
+        self._entries = 0  # how often we came here from Redis
         self._wake = asyncio.Event()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
@@ -107,6 +108,7 @@ class PostgresRung:
             self._become(LOST, "there is no Postgres")
             return
         self._entered_s = self._loop.time()
+        self._entries += 1
         self._become(ENTERING, "")
         if not self._running:
             self._running = True
@@ -166,6 +168,7 @@ class PostgresRung:
                     if not self.has_rows or await self._clean(database):
                         return
                     continue
+                entries = self._entries
                 try:
                     await self._tell(database)
                     self._breaker.succeeded()
@@ -173,6 +176,8 @@ class PostgresRung:
                         self._entered_s = self._loop.time()
                         self._become(ENTERING, "")
                     await self._wait_for_others(database)
+                    if entries != self._entries:
+                        continue  # Redis served in between, and what it admitted was not told
                     if self.state == ENTERING:
                         self._become(ON, "")
                     while self.state == ON:

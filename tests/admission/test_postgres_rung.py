@@ -230,3 +230,23 @@ async def test_a_broken_connection_to_a_redis_that_serves_changes_no_rung(
     assert kinds(await one.ask_many("a", 20)) == {Hold: 10, BudgetExceeded: 10}
     assert generation is not None
     script.close()
+
+
+async def test_what_redis_admitted_while_the_holds_were_on_their_way_to_postgres_counts_there(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    one = await start()
+    one.post(await one.ask("a"))
+    await one.settled()
+    script = Script(server.url)
+    async with books.jammed():
+        script.redis.client_kill_filter(_type="normal", skipme=True)
+        await books.blocked()
+        await one.on("redis")
+        assert kinds(await one.ask_many("a", 40)) == {Hold: 40}
+        server.kill()
+        async with asyncio.timeout(20):
+            while one.admission._lanes[0].is_up:
+                await asyncio.sleep(0.002)
+    script.close()
+    assert kinds(await one.ask_many("a", 70)) == {Hold: 59, BudgetExceeded: 11}

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -163,6 +165,22 @@ class Books:
         """Rows of usage_holds."""
         count: int = await self._connection.fetchval("SELECT count(*) FROM usage_holds")
         return count
+
+    @asynccontextmanager
+    async def jammed(self) -> AsyncIterator[None]:
+        """Whoever tells Postgres what is held waits for the end of the block."""
+        async with self._connection.transaction():
+            await self._connection.execute("LOCK TABLE usage_holds IN EXCLUSIVE MODE")
+            yield
+
+    async def blocked(self) -> None:
+        """Until a statement waits for a lock of ours."""
+        await self._until("SELECT count(*) > 0 FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+
+    async def _until(self, sql: str, *values: object) -> None:
+        async with asyncio.timeout(20):
+            while not await self._connection.fetchval(sql, *values):
+                await asyncio.sleep(0.002)
 
     async def silence(self, worker_id: str) -> None:
         """As if the worker had not been heard of for an hour, nor its calls been admitted since."""
