@@ -377,6 +377,9 @@ class Admission:
             if end_ms > now_ms:
                 lane.settled.use(account_id, kind, start_ms, used_microcents)
                 touched.add(lane)
+        if self.ladder.has_rows:
+            for event in events:
+                self.ladder.posted(event.event_id)
         touched |= self._remove(events, posted=True)
         for lane in touched:
             lane.settle_soon()

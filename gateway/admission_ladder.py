@@ -133,6 +133,10 @@ class Ladder:
         """A hold is over and was not posted."""
         self._postgres.release(hold_id)
 
+    def posted(self, hold_id: str) -> None:
+        """The ledger has written the hold's event."""
+        self._postgres.posted(hold_id)
+
     @property
     def can_read(self) -> bool:
         """Whether there is hope that Postgres answers what is needed of an account."""

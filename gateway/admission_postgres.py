@@ -92,6 +92,9 @@ class PostgresRung:
         self._flight_deadline_s = 0.0
         self._landed: list[asyncio.Future[None]] = []
         self._released: list[str] = []
+        self._telling = False
+        # What was told last and is not known to be over: whoever wrote its event may have looked before it was there.
+        self._told: set[str] = set()
         self._entered_s = 0.0
         self._entries = 0  # how often we came here from Redis
         self._wake = asyncio.Event()
@@ -133,10 +136,16 @@ class PostgresRung:
 
     def release(self, hold_id: str) -> None:
         """A hold is over that may be in Postgres."""
-        if self.state in (ENTERING, ON):  # else all of ours is told anew, or taken away
+        if self.state in (ENTERING, ON) or self._telling:  # else all of ours is told anew, or taken away
             self._released.append(hold_id)
             if self.state == ON and len(self._released) == 1:
                 self._loop.call_later(RELEASE_DELAY_S, self._wake.set)
+
+    def posted(self, hold_id: str) -> None:
+        """The ledger has written the hold's event, and has taken the hold away where it was told before that began."""
+        if hold_id in self._told:
+            self._told.remove(hold_id)
+            self.release(hold_id)
 
     def quiesce(self) -> "asyncio.Future[None] | None":
         """Those that wait ask again; the future is done when none is being decided. None: none is."""
@@ -203,16 +212,21 @@ class PostgresRung:
         self.has_rows = True
         self._released.clear()
         asks = [ask for ask in self._holds() if ask.account is not None and ask.hold_microcents > 0]
-        await database.execute(
-            QUERIES["tell_holds"],
-            self._worker_id,
-            [ask.hold_id for ask in asks],
-            [ask.account.account_id for ask in asks if ask.account is not None],
-            [ask.hold_microcents for ask in asks],
-            [ask.admitted_ms for ask in asks],
-            [ask.policy.name for ask in asks],
-            self.state != OFF,
-        )
+        self._told = {ask.hold_id for ask in asks}
+        self._telling = True
+        try:
+            await database.execute(
+                QUERIES["tell_holds"],
+                self._worker_id,
+                [ask.hold_id for ask in asks],
+                [ask.account.account_id for ask in asks if ask.account is not None],
+                [ask.hold_microcents for ask in asks],
+                [ask.admitted_ms for ask in asks],
+                [ask.policy.name for ask in asks],
+                self.state != OFF,
+            )
+        finally:
+            self._telling = False
 
     async def _wait_for_others(self, database: Database) -> None:
         """Raises StoreError, asyncpg.PostgresError."""
@@ -240,6 +254,7 @@ class PostgresRung:
         if self.state != OFF:
             return False
         self.has_rows = False
+        self._told = set()
         return True
 
     async def _stays_off(self, pause_s: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
+from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, StoreUnavailable, Verdict
 from tests.admission.killable import KillableRedis, killable_redis
 from tests.admission.script import Script
 from tests.admission.whole import DENY, Books, WholeWorker
@@ -250,3 +250,37 @@ async def test_what_redis_admitted_while_the_holds_were_on_their_way_to_postgres
                 await asyncio.sleep(0.002)
     script.close()
     assert kinds(await one.ask_many("a", 70)) == {Hold: 59, BudgetExceeded: 11}
+
+
+async def test_calls_that_the_ledger_was_writing_when_redis_was_lost_count_once(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    one = await start()
+    one.post(await one.ask("a"))  # the account has its counters
+    await one.settled()
+    before = await one.ask_many("a", 40)
+    async with books.locked("a"):
+        one.post(*before)
+        await books.blocked()
+        server.kill()
+        await books.told(40)
+    await one.settled()
+    assert kinds(await one.ask_many("a", 70)) == {Hold: 59, BudgetExceeded: 11}
+    assert await books.used_cents("a") == 41
+
+
+async def test_calls_given_back_while_the_holds_were_on_their_way_to_postgres_are_not_held_there(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    one = await start(admission_timeout="100ms")
+    before = await one.ask_many("a", 40)
+    async with books.jammed():
+        server.kill()
+        await books.blocked()
+        assert kinds(await one.ask_many("a", 1)) == {StoreUnavailable: 1}
+        assert one.admission.ladder.rung == "memory"
+        for hold in before:
+            assert isinstance(hold, Hold)
+            one.admission.void(hold)
+    await one.on("postgres")
+    await books.no_hold_left()

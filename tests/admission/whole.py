@@ -167,11 +167,22 @@ class Books:
         return count
 
     @asynccontextmanager
+    async def locked(self, account_id: str) -> AsyncIterator[None]:
+        """What is charged to the account waits for the end of the block."""
+        async with self._connection.transaction():
+            await self._connection.execute("SELECT FROM usage_counters WHERE account_id = $1 FOR UPDATE", account_id)
+            yield
+
+    @asynccontextmanager
     async def jammed(self) -> AsyncIterator[None]:
         """Whoever tells Postgres what is held waits for the end of the block."""
         async with self._connection.transaction():
             await self._connection.execute("LOCK TABLE usage_holds IN EXCLUSIVE MODE")
             yield
+
+    async def told(self, holds: int) -> None:
+        """Until Postgres has so many holds."""
+        await self._until("SELECT count(*) >= $1 FROM usage_holds", holds)
 
     async def blocked(self) -> None:
         """Until a statement waits for a lock of ours."""
