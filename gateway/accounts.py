@@ -57,7 +57,18 @@ class Account:
     the facts; a change of facts or rules resets it to None.
     """
 
-    __slots__ = ("__weakref__", "account_id", "admission", "limits", "loaded", "own", "plan", "stored_plan", "version")
+    __slots__ = (
+        "__weakref__",
+        "account_id",
+        "admission",
+        "limits",
+        "loaded",
+        "own",
+        "plan",
+        "seeded",
+        "stored_plan",
+        "version",
+    )
 
     def __init__(self, account_id: str) -> None:
         self.account_id = account_id
@@ -68,6 +79,8 @@ class Account:
         self.version = NOT_LOADED
         self.loaded = float("-inf")  # when the facts were last read, by the clock of Accounts
         self.admission: object | None = None
+        # Admission's too, and kept: the generation of Redis' data that was told by us what the account had used.
+        self.seeded = 0
 
     def __repr__(self) -> str:
         return f"Account({self.account_id!r}, plan={self.plan!r}, version={self.version})"

@@ -99,7 +99,8 @@ class Known(_Named):
     ) -> None:
         self.account_id = account.account_id
         self.lane = lane
-        self.generation = lane.generation
+        # Of another generation: what Redis has of it may be from an old snapshot, and it is seeded first.
+        self.generation = lane.generation if rolling_until_s else account.seeded
         self.version = account.version
         self.limits = account.limits
         self.windows = windows

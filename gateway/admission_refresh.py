@@ -128,6 +128,7 @@ class Refresh:
         if not batch:
             return
         wanted = []
+        generations = [waiting.lane.generation for waiting in batch]
         for waiting in batch:
             limits = waiting.account.limits
             windows = windows_at(limits, waiting.lane.now_ms)
@@ -141,13 +142,14 @@ class Refresh:
             for waiting in batch:
                 self._roll(waiting)
             return
-        for waiting, (account, windows_of) in zip(batch, wanted, strict=True):
+        for waiting, (account, windows_of), generation in zip(batch, wanted, generations, strict=True):
             sums = used[account.account_id]
             usage = {kind: (windows_of[kind].start_ms, microcents) for kind, microcents in sums.items()}
             waiting.lane.settled.seed(
                 Seed(account_id=account.account_id, version=account.version, usage=usage, exactly=waiting.exactly)
             )
             account.admission = None
+            account.seeded = generation
             self._retry(waiting)
 
     def _roll(self, waiting: _Waiting) -> None:

@@ -10,7 +10,8 @@ restarted, an old snapshot, a failover; or calls that were admitted elsewhere wh
 
 "All" are the workers that live, as Postgres knows them (``Fleet``); while it does not answer, time alone decides. A
 worker that stays away for longer (stopped, cut off) is not waited for: its holds count again when it is back.
-Used amounts need nothing here: a lane's number for the generation rises, so each account is seeded before it is asked.
+Used amounts need nothing here: a lane's number for the generation rises, so each account is seeded before it is asked,
+also one that this worker has not met before.
 """
 
 import asyncio

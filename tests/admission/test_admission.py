@@ -406,6 +406,10 @@ async def test_metrics_say_what_became_of_asks_and_holds(worker: Worker, tables:
     worker.post(holds[0])
     assert isinstance(holds[1], Hold)
     worker.admission.void(holds[1])
+    await worker.settled()
+    lane = worker.admission._lanes[0]
+    await lane.call("DEL", lane.account_key("a"))
+    assert isinstance(await worker.ask("a"), Hold)
     outcomes = {
         name: worker.metrics.counter("castgate_admission_outcomes_total", outcome=name).value
         for name in ("admitted", "budget", "cold")
@@ -414,5 +418,5 @@ async def test_metrics_say_what_became_of_asks_and_holds(worker: Worker, tables:
         how: worker.metrics.counter("castgate_holds_settled_total", how=how).value for how in ("posted", "voided")
     }
     assert json.dumps((outcomes, settled)) == json.dumps(
-        ({"admitted": 2, "budget": 1, "cold": 3}, {"posted": 1, "voided": 1})
+        ({"admitted": 3, "budget": 1, "cold": 1}, {"posted": 1, "voided": 1})
     )

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -284,3 +285,28 @@ async def test_calls_given_back_while_the_holds_were_on_their_way_to_postgres_ar
             one.admission.void(hold)
     await one.on("postgres")
     await books.no_hold_left()
+
+
+@pytest.mark.parametrize("who", ["a new worker", "one that forgot", "one that knows"])
+async def test_sums_that_redis_has_from_an_old_snapshot_are_not_believed(
+    database_url: str, start: StartWhole, books: Books, tmp_path: Path, who: str
+) -> None:
+    with killable_redis("--dir", str(tmp_path)) as server:
+        one = await start(redis_url=server.url)
+        one.post(*await one.ask_many("a", 10))
+        await one.settled()
+        script = Script(server.url)
+        script.redis.save()
+        one.post(*await one.ask_many("a", 80))
+        await one.settled()
+        script.close()
+        server.kill()
+        server.start()
+        asker = await start(redis_url=server.url) if who == "a new worker" else one
+        async with asyncio.timeout(20):
+            while one.admission._lanes[0].generation < 2:
+                await asyncio.sleep(0.002)
+        await asker.on("redis")
+        if who == "one that forgot":
+            asker.accounts.rules_changed()
+        assert kinds(await asker.ask_many("a", 30)) == {Hold: 10, BudgetExceeded: 20}
