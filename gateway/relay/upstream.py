@@ -127,6 +127,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_http_1 = data.startswith(_VERSION)
             if not self._is_http_1 and not _VERSION.startswith(data):
                 self._invalid = "it is not HTTP/1.1"  # the parser reads RTSP and ICE as well
+            if data[9:10] == b"1" and 3 < (end := data.find(b"\r\n\r\n") + 4) < len(data):
+                # What follows an interim answer is looked at like any answer's beginning: its version as well.
+                self._at_start = True
+                self.data_received(data[:end])
+                self.data_received(data[end:])
+                return
         self._withheld_bytes += len(data)
         try:
             self._parser.feed_data(data)

@@ -13,6 +13,7 @@ _LINE = b"HTTP/1.1 200 OK\r\n"
 BAD = {
     "version 2": b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     "version 2 behind an interim answer": b"HTTP/1.1 103 Early\r\n\r\nHTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "RTSP behind an interim answer": b"HTTP/1.1 103 Early\r\n\r\nRTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     "version 0.9": b"HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n",
     "version 1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
     "RTSP": b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",

@@ -198,6 +198,7 @@ async def test_a_head_behind_an_interim_one_is_not_taken_for_its_body(running: R
     assert len(good) == len(bad)
     running.upstream.answer = answering(hints + bad)
     await client.send(POST + b"abc")
+    assert await client.read_head() == hints
     assert b" 502 " in await client.read_head()
 
 
