@@ -136,4 +136,5 @@ async def test_a_sum_over_a_window_reads_the_index_alone(large: Connection) -> N
         """
     )
     text = "\n".join(row[0] for row in plan)
-    assert "Index Only Scan using usage_events_account_time" in text
+    assert "Index Only Scan using" in text
+    assert "Seq Scan" not in text
