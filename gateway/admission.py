@@ -39,6 +39,8 @@ from gateway.policy.verdicts import (
     PASS,
     BudgetExceeded,
     Hold,
+    LimitLeft,
+    Pass,
     RateLimited,
     StoreUnavailable,
     Verdict,
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Ask", "BudgetState"]
 
 # lua/admit.lua
-_BUDGET, _RATE, _STALE, _COLD, _OUTSIDE = 1, 2, 3, 4, 5
+_ADMITTED, _BUDGET, _RATE, _STALE, _COLD, _OUTSIDE = 0, 1, 2, 3, 4, 5
 _OUTCOMES = {_BUDGET: "budget", _RATE: "rate", _STALE: "stale", _COLD: "cold", _OUTSIDE: "window"}
 
 # An ask is sent again when more is known; a healthy one needs at most three: load, seed, and a change in between.
@@ -242,21 +244,24 @@ class Admission:
         takes = False
         for place, ask in enumerate(asks, 1):
             outcome = reply[place]
-            if outcome == 0:
-                admitted += 1
-                if ask.hold_id:
-                    takes = True
-                    self._tell(ask, self._held(ask, now_ms))
-                else:
-                    self._tell(ask, PASS)
+            left: tuple[LimitLeft, ...] = ()
+            if outcome:
+                if outcome[0] != _ADMITTED:
+                    self._not_admitted(ask, outcome, now_ms)
+                    continue
+                left = ask.shape.left(outcome[1])
+            admitted += 1
+            if ask.hold_id:
+                takes = True
+                self._tell(ask, self._held(ask, now_ms, left))
             else:
-                self._not_admitted(ask, outcome, now_ms)
+                self._tell(ask, Pass(left) if left else PASS)
         if takes:
             lane.took_holds()
         self._outcomes["admitted"].add(admitted)
         self._holds_open.set(len(self._open))
 
-    def _held(self, ask: Ask, now_ms: int) -> Hold:
+    def _held(self, ask: Ask, now_ms: int, left: tuple[LimitLeft, ...] = ()) -> Hold:
         hold_id = ask.hold_id
         self._open[hold_id] = ask
         ask.admitted_ms = now_ms
@@ -270,6 +275,7 @@ class Admission:
             account_id=account_id,
             amount_microcents=ask.hold_microcents,
             admitted_ms=now_ms,
+            limits_left=left,
         )
 
     def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:

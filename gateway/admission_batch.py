@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import Window, window_at
+from gateway.policy.rate_limit_fields import told_places
 from gateway.policy.rules import Plan, Policy
-from gateway.policy.verdicts import BudgetExceeded, Verdict
+from gateway.policy.verdicts import BudgetExceeded, LimitLeft, Verdict
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -128,7 +129,7 @@ def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
 class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("_keys", "has_slots", "limits", "policy")
+    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
@@ -143,7 +144,17 @@ class Shape(_Named):
             # A plan that changes the limit changes a burst that was not set with it.
             rows.append([letter, number, limit.window_ms, limit.burst or number, key])
             self._keys.append(key)
-        super().__init__(json.dumps([policy.name, rows], separators=(",", ":")))
+        self._told = told_places(policy)
+        tells = [1] if self._told else []
+        super().__init__(json.dumps([policy.name, rows, *tells], separators=(",", ":")))
+
+    def left(self, told: Sequence[int]) -> tuple[LimitLeft, ...]:
+        """What an admitted call hears of its limits; ``told`` is what the script says of all: left, ms, left, ms, …"""
+        return tuple(
+            LimitLeft(limit.name, self.limits[place], limit.window_ms, told[2 * place], told[2 * place + 1])
+            for place in self._told
+            for limit in (self.policy.rate_limits[place],)
+        )
 
     def slot_keys(self, values: tuple[str, ...]) -> list[str]:
         """Redis' keys, less the partition's prefix, of the concurrency limits that a call with these values is in."""

@@ -191,7 +191,10 @@ class PolicySpec(Section):
     rate_limit_headers: Annotated[
         RateLimitHeaders,
         choice(*RATE_LIMIT_HEADERS),
-        Field(description="in 429 answers: ietf (RateLimit, RateLimit-Policy), x_ratelimit (X-RateLimit-*), or none"),
+        Field(
+            description="what answers tell of the limits: ietf (RateLimit, RateLimit-Policy), x_ratelimit "
+            "(X-RateLimit-*), or none"
+        ),
     ] = "none"
     record: Record = Record()
     on_store_failure: Annotated[

@@ -1,13 +1,14 @@
 -- Decides calls in the order they came, all or nothing each: facts, then budgets in the order sent, then rate limits in the
 -- policy's order. Only a call that passes all of them takes from any of them. Outcomes:
 --   0                            admitted
+--   [0, [left, ms, …]]           the same under a policy that tells what its limits have left, see limits_left
 --   [1, window index, taken]     a budget is spent: used + held is `taken`
 --   [2, limit index, wait_ms]    too many calls
 --   [3, version]  STALE                   the facts have changed since: load them again
 --   [4]  COLD                    the account, or the window that now is, is not known here: seed it
 --   [5]  WINDOW                  `now` is outside a window that was sent: work them out again
 
-local BUDGET, RATE, STALE, COLD, OUTSIDE = 1, 2, 3, 4, 5
+local ADMITTED, BUDGET, RATE, STALE, COLD, OUTSIDE = 0, 1, 2, 3, 4, 5
 
 -- nil where the caller knows the account as it is, else the outcome that says what to do first.
 local function facts_outcome(account, version, windows, rolling)
@@ -86,8 +87,9 @@ local function decide(call)
       outcome = rate_outcome(rows, states, weight)
     end
     if not outcome then
-      outcome = 0
+      outcome = ADMITTED
       for i, row in ipairs(rows) do limit_take(states[i], row, weight, id) end
+      if shape[3] then outcome = {ADMITTED, limits_left(rows, states)} end
       if id ~= '' then
         if account then held = held + amount end
         packed = packed or hold_packed(entry and entry[1] or '', amount, shape[1], slots_of(rows, states))

@@ -14,6 +14,10 @@ limiters.c = {
     return SLOT_WAIT_MS
   end,
 
+  left = function(state, row)
+    return row[LIMIT] - state.count, -1
+  end,
+
   take = function(state, row, weight, hold_id)
     state.count = state.count + 1
     state.entered[#state.entered + 1] = hold_id

@@ -11,6 +11,10 @@ limiters.f = {
     return state.ends - now
   end,
 
+  left = function(state, row)
+    return row[LIMIT] - state.count, state.ends - now
+  end,
+
   take = function(state, row, weight)
     state.count = state.count + weight
   end,

@@ -6,6 +6,21 @@
 -- Each slice is added once and subtracted once, however many calls there are.
 local SLICES_MAX = 60
 
+-- The counts of the slices before this one that lie within a window, the oldest first; read once a batch.
+local function older_slices(state)
+  if state.older then return state.older end
+  local fields = {}
+  for old = state.slice - state.ring + 1, state.slice - 1 do fields[#fields + 1] = old % state.ring end
+  local gone = {}
+  for _, field in ipairs(state.expired or {}) do gone[field] = true end
+  local older = {}
+  for i, count in ipairs(redis.call('HMGET', state.key, unpack(fields))) do
+    older[i] = not state.empty and not gone[fields[i]] and tonumber(count) or 0
+  end
+  state.older = older
+  return older
+end
+
 limiters.s = {
   load = function(key, row)
     local slice_ms = math.ceil(row[WINDOW] / SLICES_MAX)
@@ -41,22 +56,26 @@ limiters.s = {
     local over = state.total + weight - row[LIMIT]
     if over <= 0 then return 0 end
     if weight > row[LIMIT] then return row[WINDOW] end
-    local ring = state.ring
-    if not state.older then  -- once a batch; this slice's own count is in state.count
-      state.older = {}
-      local fields = {}
-      for old = state.slice - ring + 1, state.slice - 1 do fields[#fields + 1] = old % ring end
-      local gone = {}
-      for _, field in ipairs(state.expired or {}) do gone[field] = true end
-      for i, count in ipairs(redis.call('HMGET', state.key, unpack(fields))) do
-        state.older[i] = not state.empty and not gone[fields[i]] and tonumber(count) or 0
-      end
-    end
-    for i = 1, ring - 1 do  -- the oldest leaves when the next slice begins, and so on
-      over = over - state.older[i]
+    local older = older_slices(state)
+    for i = 1, state.ring - 1 do  -- the oldest leaves when the next slice begins, and so on
+      over = over - older[i]
       if over <= 0 then return (state.slice + i) * state.slice_ms - now end
     end
-    return (state.slice + ring) * state.slice_ms - now
+    return (state.slice + state.ring) * state.slice_ms - now
+  end,
+
+  -- There is more once the oldest slice in which anything passed leaves the window.
+  left = function(state, row)
+    local slice, first = state.slice, state.ring
+    if state.total > state.count then
+      for i, count in ipairs(older_slices(state)) do
+        if count > 0 then
+          first = i
+          break
+        end
+      end
+    end
+    return row[LIMIT] - state.total, (slice + first) * state.slice_ms - now
   end,
 
   take = function(state, row, weight)

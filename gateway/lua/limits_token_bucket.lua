@@ -20,6 +20,11 @@ limiters.t = {
     return math.ceil((need - state.left) / row[LIMIT])
   end,
 
+  -- More flows in all the time; told is when the bucket is full, so that who spends what is left until then keeps the pace.
+  left = function(state, row)
+    return math.floor(state.left / row[WINDOW]), math.ceil((state.full - state.left) / row[LIMIT])
+  end,
+
   take = function(state, row, weight)
     state.left = state.left - weight * row[WINDOW]
   end,

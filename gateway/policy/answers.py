@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from gateway.policy import rate_limit_fields
 from gateway.policy.money import cents_text
+from gateway.policy.rate_limit_fields import whole_seconds
 from gateway.policy.verdicts import BudgetExceeded, Denial, RateLimited, StoreUnavailable
 
 _STATUS_TEXT = {
@@ -34,7 +36,7 @@ class Answer:
     fields: bytes = b""
 
     def head(self, connection: bytes = b"") -> bytes:
-        """Status line and header block; ``connection`` is a ``Connection: …`` line or nothing."""
+        """Status line and header block; ``connection`` is a ``Connection: …`` line, and what else there is to say."""
         return b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n" % (
             self.status,
             _STATUS_TEXT[self.status],
@@ -68,7 +70,7 @@ def _budget_exceeded(verdict: BudgetExceeded) -> Answer:
     resets_at, fields, until = "null", b"", "It does not reset by itself."
     if verdict.resets_ms is not None:
         resets_at = json.dumps(instant_text(verdict.resets_ms))
-        fields = b"Retry-After: %d\r\n" % _whole_seconds(verdict.resets_ms - verdict.now_ms)
+        fields = b"Retry-After: %d\r\n" % whole_seconds(verdict.resets_ms - verdict.now_ms)
         until = f"It resets at {instant_text(verdict.resets_ms)}."
     limit, used, cost = map(cents_text, (verdict.limit_microcents, verdict.used_microcents, verdict.cost_microcents))
     message = f"The {verdict.period} budget of {limit} cents is spent: {used} used, and this call costs {cost}. {until}"
@@ -81,7 +83,7 @@ def _budget_exceeded(verdict: BudgetExceeded) -> Answer:
 
 
 def _rate_limited(verdict: RateLimited, rate_limit_headers: str) -> Answer:
-    retry_after = _whole_seconds(verdict.retry_after_ms)
+    retry_after = whole_seconds(verdict.retry_after_ms)
     window_seconds = verdict.window_ms / 1000
     if verdict.window_ms:
         rule = f"{verdict.limit} calls in {window_seconds:g} seconds"
@@ -95,26 +97,8 @@ def _rate_limited(verdict: RateLimited, rate_limit_headers: str) -> Answer:
         "window_seconds": int(window_seconds) if window_seconds.is_integer() else window_seconds,
         "retry_after": retry_after,
     }
-    fields = f"Retry-After: {retry_after}\r\n{_RATE_LIMIT_FIELDS[rate_limit_headers](verdict, retry_after)}"
+    fields = f"Retry-After: {retry_after}\r\n{rate_limit_fields.of_refusal(verdict, rate_limit_headers)}"
     return Answer(429, json.dumps(body).encode(), fields.encode())
-
-
-def _ietf_fields(verdict: RateLimited, retry_after_s: int) -> str:
-    """draft-ietf-httpapi-ratelimit-headers-10: the limit as a structured field, and that none of it is left."""
-    name = f'"{verdict.limit_name}"'
-    if not verdict.window_ms:
-        return f'RateLimit-Policy: {name};q={verdict.limit};qu="concurrent-requests"\r\nRateLimit: {name};r=0\r\n'
-    window_s = _whole_seconds(verdict.window_ms)  # the field has integers only
-    return f"RateLimit-Policy: {name};q={verdict.limit};w={window_s}\r\nRateLimit: {name};r=0;t={retry_after_s}\r\n"
-
-
-def _x_fields(verdict: RateLimited, retry_after_s: int) -> str:
-    """What many clients know; there is no specification. Reset is in seconds from now."""
-    limit = f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: 0\r\n"
-    return f"{limit}X-RateLimit-Reset: {retry_after_s}\r\n"
-
-
-_RATE_LIMIT_FIELDS = {"none": lambda *_: "", "ietf": _ietf_fields, "x_ratelimit": _x_fields}
 
 
 def _store_unavailable(verdict: StoreUnavailable) -> Answer:
@@ -122,7 +106,7 @@ def _store_unavailable(verdict: StoreUnavailable) -> Answer:
         503,
         "overloaded",
         "The gateway cannot check this call's limits right now. Nothing was charged; try again.",
-        retry_after_s=_whole_seconds(verdict.retry_after_ms),
+        retry_after_s=whole_seconds(verdict.retry_after_ms),
     )
 
 
@@ -130,8 +114,3 @@ def instant_text(at_ms: int) -> str:
     """RFC 3339 in UTC; fractions of a second only where there are any."""
     instant = datetime.fromtimestamp(at_ms / 1000, UTC)
     return instant.isoformat(timespec="milliseconds" if at_ms % 1000 else "seconds").replace("+00:00", "Z")
-
-
-def _whole_seconds(duration_ms: int) -> int:
-    """Rounded up and at least 1: a client that waits this long must not come too early."""
-    return max(1, -(-duration_ms // 1000))

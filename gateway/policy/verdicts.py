@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
+class LimitLeft(NamedTuple):
+    """What a rate limit has left, this call counted; ``resets_ms`` from now there is more, as lua/limits_*.lua say."""
+
+    limit_name: str
+    limit: int
+    window_ms: int  # 0: of calls at once, and ``resets_ms`` means nothing
+    left: int
+    resets_ms: int
+
+
 class Hold(NamedTuple):
     """Budget taken for one call until the ledger has it; ``hold_id`` is a UUIDv7 in hex, made before the act.
 
@@ -17,6 +27,7 @@ class Hold(NamedTuple):
     account_id: str
     amount_microcents: int
     admitted_ms: int
+    limits_left: tuple[LimitLeft, ...] = ()  # of those that the policy tells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,8 @@ class StoreUnavailable:
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Admitted without a hold."""
+
+    limits_left: tuple[LimitLeft, ...] = ()
 
 
 PASS = Pass()

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 from gateway.admission import Ask
 from gateway.identify import Unknown
 from gateway.ledger import UsageEvent
-from gateway.policy import answers, rules
+from gateway.policy import answers, rate_limit_fields, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
 from gateway.relay import conformance, heads
+from gateway.relay.added import Added
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.meter import Meter
@@ -73,6 +74,7 @@ class Exchange:
         "_state",
         "_status",
         "_writing_body",
+        "added",
         "meter",
         "request",
         "upstream",
@@ -99,6 +101,7 @@ class Exchange:
         self._captured: list[bytes] | None = None
         self._captured_bytes = 0
         self.meter: Meter | None = None  # there where the policy's cost is measured
+        self.added: tuple[Added, ...] = ()  # to the answer's head, whoever answers
         self._writing_body = False
         self._body_bytes = 0  # of the request, passed on
         self._body_bytes_max = relay.limits.body_bytes_max
@@ -242,8 +245,15 @@ class Exchange:
             return
         if isinstance(verdict, Hold):
             self._hold = verdict
-        elif not isinstance(verdict, Pass) and not self._is_let_pass(verdict, policy):
+            left = verdict.limits_left
+        elif isinstance(verdict, Pass):
+            left = verdict.limits_left
+        elif self._is_let_pass(verdict, policy):
+            left = ()
+        else:
             return
+        if left:
+            self.added += (Added(*rate_limit_fields.added(left, policy.rate_limit_headers)),)
         if self._state == DONE:  # it was told that nothing is charged, or left: "always" begins with an admitted call
             self._void()
             return
@@ -583,6 +593,8 @@ class Exchange:
         else:
             connection = b"Connection: close\r\n"
         body = b"" if request.method == b"HEAD" else answer.body
+        for group in self.added:
+            connection += group.lines
         self._client.write(answer.head(connection) + body)
         self._relay.counters.own_answer(answer.status)
         self._leave_abandoned()

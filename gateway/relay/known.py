@@ -6,6 +6,8 @@ bytes were there twice in a row, so that heads that differ each time cost no mor
 every byte of a head that is here, so nothing passes that it would have refused.
 """
 
+from gateway.relay.added import names_of
+
 # Statuses times routes times a second or two of dates; then all are forgotten.
 _HEADS_MAX = 256
 _END = b"\r\n\r\n"
@@ -14,12 +16,20 @@ _END = b"\r\n\r\n"
 class KnownAnswer:
     """What a head means: ``head`` is what the client gets of it, up to the line that ends it."""
 
-    __slots__ = ("body_bytes", "head", "status")
+    __slots__ = ("_names", "body_bytes", "head", "status")
 
     def __init__(self, status: int, head: bytes, body_bytes: int) -> None:
         self.status = status
         self.head = head
         self.body_bytes = body_bytes
+        self._names: frozenset[bytes] | None = None
+
+    @property
+    def names(self) -> frozenset[bytes]:
+        """Of its fields, in lower case; looked for once somebody asks, as most answers have nothing added to them."""
+        if self._names is None:
+            self._names = names_of(self.head.split(b"\r\n")[1:-1])
+        return self._names
 
 
 class KnownAnswers:

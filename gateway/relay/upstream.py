@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gateway.relay import heads
+from gateway.relay.added import Added, added_beside, names_of
 from gateway.relay.known import KnownAnswer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One keep-alive connection to an upstream; serves one exchange at a time."""
 
     __slots__ = (
+        "_added_bytes",
         "_at_eof",
         "_at_start",
         "_chunk_framing",
@@ -100,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunk_framing = False
         self._at_start = True
         self._plain = False  # a head worth knowing
+        self._added_bytes = 0  # of fields of the gateway's own at the head's end
         self._withheld_bytes = 0  # received since anything was there to pass on
 
     # --- transport events
@@ -154,6 +157,8 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._out or self.complete:
             if is_whole and self._plain and self.complete and not self._unusable and self._interims == 0:
                 head, *body = self._out
+                if self._added_bytes:  # this call's alone
+                    head = head[: -self._added_bytes - 2] + b"\r\n"
                 self.pool.known_answers.learn(data, self.status, head, sum(map(len, body)))
             self._withheld_bytes = 0  # the answer has begun
             exchange.answer_arrived(self)
@@ -167,6 +172,8 @@ class UpstreamConnection(asyncio.Protocol):
         body = data[-known.body_bytes :] if known.body_bytes else b""
         exchange.capture(body)
         framing = exchange.answer_framing(bodiless=False, has_length=True)
+        if exchange.added:
+            framing += added_beside(exchange.added, known.names)
         self._out.append(b"%b%b\r\n%b" % (known.head, framing, body))
         exchange.answer_arrived(self)
 
@@ -290,7 +297,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._plain = self._has_length and not bodiless and not framing and not self._interim
         if exchange.meter is not None:
             exchange.meter.head(self._lines)
-        self._write_head(status, framing)
+        self._write_head(status, framing, exchange.added)
         self._lines = []
         if bodiless:
             # The parser cannot be told that this answer has no body; it is not asked again.
@@ -307,10 +314,14 @@ class UpstreamConnection(asyncio.Protocol):
             return False
         return status >= 100 and (self._reason.isalnum() or _REASON.fullmatch(self._reason) is not None)
 
-    def _write_head(self, status: int, framing: bytes) -> None:
+    def _write_head(self, status: int, framing: bytes, added: tuple[Added, ...] = ()) -> None:
         lines = self._lines
         if len(self._connection_options) > 1 or self._connection_options not in ([], [b"keep-alive"], [b"close"]):
             lines = heads.without_named(lines, self._connection_options, heads.RESPONSE_FIELDS)
+        if added:
+            own = added_beside(added, names_of(lines))
+            self._added_bytes = len(own)
+            framing += own
         self._out.append(b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, self._reason, b"".join(lines), framing))
 
     def on_body(self, body: bytes) -> None:

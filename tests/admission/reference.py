@@ -26,6 +26,7 @@ class Call:
     limits: Sequence[tuple[RateLimit, str]] = ()  # with the key's value
     weight: int = 1
     rolling: bool = False
+    tells: bool = False  # its policy tells what its limits have left
 
 
 @dataclass
@@ -110,6 +111,8 @@ class Reference:
                 slots.append((limit.name, value))
         if call.hold_id:
             self.holds[call.hold_id] = Held(call.account_id, call.amount, now, slots)
+        if call.tells:
+            return [ADMITTED, [number for limit, value in call.limits for number in self.left(limit, value, now)]]
         return ADMITTED
 
     def _facts(self, account: Account, call: Call, now: int) -> Outcome | None:
@@ -144,6 +147,24 @@ class Reference:
             return _bucket_wait(limit, passed, weight, now)
         under_way = sum((limit.name, value) in hold.slots for hold in self.holds.values())
         return 0 if under_way < limit.limit else SLOT_WAIT_MS
+
+
+    def left(self, limit: RateLimit, value: str, now: int) -> tuple[int, int]:
+        """How much may pass yet, and when there is more: tried out, weight by weight and millisecond by millisecond."""
+        least = 0
+        while self.wait(limit, value, least + 1, now) == 0:
+            least += 1
+        if limit.algorithm == "fixed_window":
+            return least, (now // limit.window_ms + 1) * limit.window_ms - now
+        if limit.algorithm == "sliding_window":
+            slice_ms = -(-limit.window_ms // SLICES)
+            slices = -(-limit.window_ms // slice_ms)
+            counted = [at // slice_ms for at, _ in self.passed[limit.name, value]]
+            oldest = min(one for one in counted if one >= now // slice_ms - slices)
+            return least, (oldest + slices + 1) * slice_ms - now
+        if limit.algorithm == "token_bucket":
+            return least, self.wait(limit, value, limit.burst or limit.limit, now)
+        return least, -1
 
 
 def _sliding_wait(limit: RateLimit, passed: list[tuple[int, int]], weight: int, now: int) -> int:

@@ -93,7 +93,13 @@ def asks_of(calls: Sequence[Call]) -> list[Ask]:
 
 
 def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:
-    policy = Policy(name="cast", methods=frozenset(), path="/", rate_limits=tuple(limit for limit, _ in call.limits))
+    policy = Policy(
+        name="cast",
+        methods=frozenset(),
+        path="/",
+        rate_limits=tuple(limit for limit, _ in call.limits),
+        rate_limit_headers="ietf" if call.tells else "none",
+    )
     ask = Ask(cast("Any", None), call.amount, policy, tuple(value for _, value in call.limits), _ignore, call.weight)
     key = (call.account_id, call.version, tuple(call.windows), call.rolling)
     if call.account_id and key not in knowns:

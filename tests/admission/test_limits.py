@@ -25,9 +25,9 @@ limits = st.builds(
 )
 
 
-def call(limit: RateLimit, weight: int = 1) -> Call:
+def call(limit: RateLimit, weight: int = 1, *, tells: bool = False) -> Call:
     """A call of nobody that costs nothing: only the limit is in its way."""
-    return Call(limits=[(limit, "key")], weight=weight)
+    return Call(limits=[(limit, "key")], weight=weight, tells=tells)
 
 
 def limiter(name: str = "limit", **fields: object) -> RateLimit:
@@ -40,16 +40,17 @@ def limiter(name: str = "limit", **fields: object) -> RateLimit:
     steps=st.lists(
         st.tuples(st.floats(0, 2.5), st.lists(st.integers(1, 3), min_size=1, max_size=8)), min_size=1, max_size=25
     ),
+    tells=st.booleans(),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_admits_and_refuses_exactly_as_the_reference(
-    script: Script, limit: RateLimit, steps: list[tuple[float, list[int]]]
+@settings(max_examples=160, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_admits_refuses_and_tells_what_is_left_exactly_as_the_reference(
+    script: Script, limit: RateLimit, steps: list[tuple[float, list[int]]], tells: bool
 ) -> None:
     script.redis.flushdb()
     reference, now = Reference(), EPOCH_MS
     for windows_passed, weights in steps:
         now += round(windows_passed * limit.window_ms / 3)
-        calls = [call(limit, weight) for weight in weights]
+        calls = [call(limit, weight, tells=tells) for weight in weights]
         assert script(calls, now=now) == [reference.decide(one, now) for one in calls]
 
 
@@ -89,6 +90,19 @@ def test_who_waits_as_told_passes_and_not_a_millisecond_before(
     [early] = script([call(limit)], now=now + outcome[2] - 1)
     assert early == [RATE, 0, 1]
     assert script([call(limit)], now=now + outcome[2]) == [ADMITTED]
+
+
+def test_like_calls_of_one_batch_are_told_one_less_each(script: Script) -> None:
+    limits = [(limiter("many", limit=9), "key"), (limiter("cap", algorithm="concurrency", window_ms=0), "key")]
+    calls = [Call(hold_id=f"{n:032x}", limits=limits, tells=True) for n in range(6)]
+    outcomes = script(calls, now=EPOCH_MS)
+    assert outcomes[:5] == [[ADMITTED, [8 - n, 61_000, 4 - n, -1]] for n in range(5)]
+    assert outcomes[5] == [RATE, 1, 1000]
+
+
+def test_who_exposes_nothing_is_answered_a_number(script: Script) -> None:
+    told, other = call(limiter("told"), tells=True), call(limiter("other"))
+    assert script([other, told, other], now=EPOCH_MS) == [ADMITTED, [ADMITTED, [4, 61_000]], ADMITTED]
 
 
 def test_a_weight_above_the_limit_never_passes_and_is_told_a_whole_window(script: Script) -> None:
