@@ -45,10 +45,9 @@ function build(view, picture, can) {
       ["Plan", picture.plan], ["Subscription", picture.status], ["Plan kept until", picture.plan_until ? when(picture.plan_until) : "–"],
       ["Stripe customer", picture.stripe_customer ?? "–"], ["Stripe subscription", picture.stripe_subscription ?? "–"]])),
     el("div", { class: "pair" }, card("Cents by day", days(picture.days)), limits(picture, change)),
-    can.canExplain ? explainer(picture.account, explained) : null,
+    el("div", { class: "pair" }, can.canExplain ? explainer(picture.account, explained) : null, holds(picture.holds)),
     card("Newest charged calls", scrolling(table(["When", "Policy", "Status", ">Cents", "Outcome", "Id"],
       picture.casts.map((one) => [when(one.at), one.policy, `${one.status || "none"}`, one.cents, one.outcome, { mono: one.id }]), "None yet."))),
-    holds(picture.holds),
     card("Events from Stripe", scrolling(eventTable(picture.events, { canReplay: can.canReplay, told, again }))),
     audit,
   );
@@ -90,9 +89,14 @@ function auditTable(entries) {
   ]), "Nothing was done to this account here.");
 }
 
+// Facts come in no order; those that matter most are to be read first.
+const FIRST = ["ended", "why", "verdict", "result", "event", "path", "method", "soft_limit_cents", "hard_limit_cents", "period"];
+
 function worded(told) {
   if (told === null) return "–";
-  return Object.entries(told).filter(([, value]) => value !== null).map(([name, value]) => `${name.replaceAll("_", " ")}: ${value}`).join(", ");
+  const known = Object.entries(told).filter(([, value]) => value !== null);
+  known.sort(([one], [other]) => FIRST.indexOf(other) - FIRST.indexOf(one));
+  return known.map(([name, value]) => `${name.replaceAll("_", " ")}: ${value}`).join(", ");
 }
 
 // What would become of a call of this account, and why; nothing is called and nothing counted.
