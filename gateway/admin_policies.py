@@ -1,24 +1,26 @@
 """The admin listener's view of the rules: what is in force, how it came to be, and what it would say to a call."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from gateway.explain import FAULTS, explain, question_of
-from gateway.hosted.answers import answer
+from gateway.hosted.answers import RefusedError, answer, refusal
 from gateway.policy.effective import effective
 
 if TYPE_CHECKING:
+    from gateway.policy.explanation import Explanation
     from gateway.reloading import Reloading
 
 # Each question has connections of its own; a script that asks about every account waits for itself.
 EXPLAINED_AT_ONCE_MAX = 4
+Explained = Callable[[web.Request, "Explanation"], Awaitable[None]]
 
 
-def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
-    """``/policies``, ``/policies/history`` and ``/explain``."""
+def policy_routes(reloading: "Callable[[], Reloading]", explained: Explained) -> list[web.RouteDef]:
+    """``/policies``, ``/policies/history`` and ``/explain``, each of whose answers ``explained`` hears of first."""
 
     async def policies(_: web.Request) -> web.Response:
         versions = reloading().versions
@@ -39,6 +41,9 @@ def policy_routes(reloading: "Callable[[], Reloading]") -> list[web.RouteDef]:
         try:
             async with turns:
                 explanation = await explain(reloading().loaded, question)
+                await explained(request, explanation)
+        except RefusedError as refused:
+            return refusal(refused)
         except FAULTS as error:
             return _refusal(503, "overloaded", f"Postgres cannot be asked now: {error}")
         return answer(explanation.data())

@@ -1,9 +1,9 @@
-"""``castgate billing sync``: the one place that puts billing together outside a worker."""
+"""``castgate billing sync`` and the console: the one place that puts billing together outside a worker."""
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from zlib import crc32
 
@@ -23,6 +23,13 @@ _log = structlog.get_logger()
 
 async def sync_from_command(loaded: Loaded) -> Report:
     """One sync by the configuration. Raises what ``billing_sync.sync`` raises."""
+    async with billing_of(loaded) as billing:
+        return await sync(billing)
+
+
+@asynccontextmanager
+async def billing_of(loaded: Loaded) -> AsyncIterator[Billing]:
+    """Billing by the configuration, with connections of its own, for the time of the block."""
     settings = loaded.settings
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="castgate-"))
@@ -32,14 +39,13 @@ async def sync_from_command(loaded: Loaded) -> Report:
         cleanup.push_async_callback(database.close)
         payments = Payments(settings.billing)
         cleanup.push_async_callback(payments.close)
-        billing = Billing(
+        yield Billing(
             database=database,
             payments=payments,
             rules=lambda: loaded.rules,
             tell=teller(settings.redis),
             grace_days=settings.billing.grace_days,
         )
-        return await sync(billing)
 
 
 def teller(settings: Redis) -> Callable[[str, int], Awaitable[None]]:

@@ -59,6 +59,11 @@ class PaymentsRefusedError(Exception):
         """The customer was deleted, or belongs to another Stripe account or mode."""
         return self.code == "resource_missing" and self.param == "customer"
 
+    @property
+    def is_missing(self) -> bool:
+        """What was asked for is not there, or no longer."""
+        return self.status == 404 and self.code == "resource_missing"
+
 
 class Payments:
     """One worker's way to Stripe. Make it on the event loop that uses it, and close it."""
@@ -157,6 +162,10 @@ class Payments:
             pages_max,
         ):
             yield row
+
+    async def event(self, event_id: str) -> Json:
+        """The event with this id. Stripe keeps them for 30 days."""
+        return await self._call(lambda: self._v1.events.retrieve_async(event_id))
 
     async def _pages(
         self, ask: Callable[[Mapping[str, str]], Coroutine[Any, Any, Any]], pages_max: int

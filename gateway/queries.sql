@@ -380,10 +380,55 @@ GROUP BY day ORDER BY day;
 SELECT id, occurred_at, policy, cost_microcents, upstream_status, outcome, cast_id, request_id
 FROM usage_events WHERE account_id = $1 ORDER BY occurred_at DESC LIMIT $2;
 
--- name: console_events
--- Console: the newest events from Stripe, of an account ($1) or, where that is NULL, of all; at most $2.
-SELECT id, type, created_s, account_id, status FROM stripe_events
+-- name: console_webhooks
+-- Console: the newest events from Stripe that were handled, of an account ($1) or, where that is NULL, of all; at most $2.
+SELECT id, type, created_s, account_id, subscription_id, status, recorded_at FROM stripe_events
 WHERE $1::text IS NULL OR account_id = $1 ORDER BY created_s DESC, id LIMIT $2;
+
+-- name: console_holds
+-- Console: what calls under way hold of an account ($1) by Postgres, the oldest first, at most $2.
+SELECT id, amount_microcents, (extract(epoch FROM admitted_at) * 1000)::bigint AS admitted_ms, policy, worker_id,
+       count(*) OVER () AS holds, sum(amount_microcents) OVER () AS held_microcents
+FROM usage_holds WHERE account_id = $1 ORDER BY admitted_at, id LIMIT $2;
+
+-- name: audit_budget
+-- Audit: an account's ($1) budget of a period ($2) as it is now, locked until the end of the transaction; no row: none.
+SELECT (to_jsonb(budget) - ARRAY['account_id', 'created_at', 'updated_at'])::text AS facts
+FROM budgets AS budget WHERE account_id = $1 AND period = $2 FOR UPDATE;
+
+-- name: audit_billing
+-- Audit: where an account's ($1) billing stands now; no row: nothing is known.
+SELECT jsonb_build_object('plan', plan, 'status', status, 'subscription', stripe_subscription_id)::text AS facts
+FROM billing_accounts WHERE account_id = $1;
+
+-- name: audit_write
+-- Audit: an entry ($1 account or NULL, $2 token, $3 address, $4 action, $5 before and $6 after in JSON); its id. Questions of
+-- long ago go with it.
+WITH forgotten AS (
+    DELETE FROM audit_entries WHERE action = 'explained' AND at < now() - interval '90 days'
+)
+INSERT INTO audit_entries (account_id, token, address, action, before, after)
+VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb) RETURNING id;
+
+-- name: audit_outcome
+-- Audit: whose an entry ($1) turned out to be ($2), and what came of it ($3 before, $4 after).
+UPDATE audit_entries SET account_id = coalesce(account_id, $2), before = $3::jsonb, after = $4::jsonb WHERE id = $1;
+
+-- name: audit_entries
+-- Audit: entries of an account ($1; NULL: of all) before an id ($2), the newest first, at most $3.
+SELECT id, at, account_id, token, address, action, before::text AS before, after::text AS after FROM audit_entries
+WHERE ($1::text IS NULL OR account_id = $1) AND id < $2 ORDER BY id DESC LIMIT $3;
+
+-- name: stripe_event_known
+-- Billing: an event ($1) that was handled before: its type, whose it was, and of which subscription.
+SELECT type, account_id, subscription_id FROM stripe_events WHERE id = $1;
+
+-- name: stripe_event_owner
+-- Billing: an event ($1) that was of nobody we knew is its subscription's account's, where that is known by now.
+UPDATE stripe_events AS event SET account_id = subscription.account_id
+FROM stripe_subscriptions AS subscription
+WHERE event.id = $1 AND event.account_id IS NULL AND subscription.id = event.subscription_id
+RETURNING event.account_id;
 
 -- name: reconcile_accounts
 -- Reconcile: the next accounts after $1, at most $2, that have counters or events; one look into each index for each.

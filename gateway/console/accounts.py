@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.console.audit import BUDGET_REMOVED, BUDGET_SET, Audit, Operator
+from gateway.console.holds import Holds
 from gateway.database import QUERIES, Database
+from gateway.hosted.answers import RefusedError
 from gateway.hosted.budget_body import BudgetBody
 from gateway.hosted.standing import instant
 from gateway.policy.money import cents_text
@@ -21,6 +24,8 @@ NEAR_MAX = 8
 FOUND_MAX = 8
 CASTS_MAX = 20
 EVENTS_MAX = 20
+# Somebody else may make or take away the same budget in between.
+_ATTEMPTS_MAX = 3
 _NOT_PLAIN = re.compile(r"[\\%_]")
 
 _log = structlog.get_logger()
@@ -30,11 +35,19 @@ class Accounts:
     """The console's side of Postgres. Everything raises StoreError where it is away."""
 
     def __init__(
-        self, database: Database, rules: Callable[[], Rules], tell: Callable[[str, int], Awaitable[None]]
+        self,
+        database: Database,
+        rules: Callable[[], Rules],
+        tell: Callable[[str, int], Awaitable[None]],
+        *,
+        audit: Audit,
+        holds: Holds,
     ) -> None:
         self._database = database
         self._rules = rules
         self._tell = tell
+        self._audit = audit
+        self._holds = holds
 
     async def near_limits(self) -> list[dict[str, object]]:
         """Accounts and windows, those that have used most of their limit first."""
@@ -98,25 +111,29 @@ class Accounts:
                 }
                 for row in casts
             ],
+            "holds": await self._holds.of(account_id),
             "events": await self.events(account_id),
+            "audit": await self._audit.entries(account_id),
         }
 
     async def events(self, account_id: str | None) -> list[dict[str, object]]:
         """The newest events from Stripe."""
-        rows = await self._database.fetch(QUERIES["console_events"], account_id, EVENTS_MAX)
+        rows = await self._database.fetch(QUERIES["console_webhooks"], account_id, EVENTS_MAX)
         return [
             {
                 "id": row["id"],
                 "type": row["type"],
                 "at": datetime.fromtimestamp(row["created_s"], UTC).isoformat(),
+                "handled_at": _when(row["recorded_at"]),
                 "account": row["account_id"],
+                "subscription": row["subscription_id"],
                 "status": row["status"],
             }
             for row in rows
         ]
 
-    async def set_budget(self, account_id: str, body: BudgetBody, who: str) -> None:
-        """Makes or replaces an own budget; the next call on any gateway goes by it. Logged, with ``who``."""
+    async def set_budget(self, account_id: str, body: BudgetBody, operator: Operator) -> None:
+        """Makes or replaces an own budget; the next call on any gateway goes by it."""
         limit = body.limit
         values = (
             account_id,
@@ -126,22 +143,34 @@ class Accounts:
             limit.time_zone,
             limit.week_start,
         )
-        row = await self._database.fetchrow(QUERIES["budget_update"], *values)
-        row = row or await self._database.fetchrow(QUERIES["budget_insert"], *values)
-        if row is None:  # somebody made it between the two
-            row = await self._database.fetchrow(QUERIES["budget_update"], *values)
+        for _ in range(_ATTEMPTS_MAX):
+            async with self._audit.change() as connection:
+                before = await connection.fetchval(QUERIES["audit_budget"], account_id, limit.period)
+                statement = "budget_insert" if before is None else "budget_update"
+                version = await connection.fetchval(QUERIES[statement], *values)
+                if version is not None:
+                    after = await connection.fetchval(QUERIES["audit_budget"], account_id, limit.period)
+                    await self._audit.write(connection, operator, BUDGET_SET, account_id, before, after)
+            if version is not None:
+                break
+        else:
+            raise RefusedError(409, "conflict", "Somebody else is changing this budget; try again.")
         cents = cents_text(limit.hard_limit_microcents)
-        _log.warning("console_budget_set", account=account_id, period=limit.period, hard_limit_cents=cents, by=who)
-        if row is not None:
-            await self._tell(account_id, row["facts_version"])
+        _log.warning(
+            "console_budget_set", account=account_id, period=limit.period, hard_limit_cents=cents, by=operator.address
+        )
+        await self._tell(account_id, version)
 
-    async def remove_budget(self, account_id: str, period: str, who: str) -> bool:
+    async def remove_budget(self, account_id: str, period: str, operator: Operator) -> bool:
         """Takes an own budget back; False where there is none."""
-        row = await self._database.fetchrow(QUERIES["budget_delete"], account_id, period)
-        if row is None:
-            return False
-        _log.warning("console_budget_removed", account=account_id, period=period, by=who)
-        await self._tell(account_id, row["facts_version"])
+        async with self._audit.change() as connection:
+            before = await connection.fetchval(QUERIES["audit_budget"], account_id, period)
+            if before is None:
+                return False
+            version = await connection.fetchval(QUERIES["budget_delete"], account_id, period)
+            await self._audit.write(connection, operator, BUDGET_REMOVED, account_id, before, None)
+        _log.warning("console_budget_removed", account=account_id, period=period, by=operator.address)
+        await self._tell(account_id, version)
         return True
 
     async def _budgets(self, account_id: str) -> tuple[str, list[dict[str, object]]]:

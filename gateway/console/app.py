@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +21,13 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway.billing_replay import NoEventError, replay
 from gateway.billing_sync import FAULTS, AlreadySyncingError
-from gateway.billing_sync_command import sync_from_command, teller
+from gateway.billing_sync_command import billing_of, sync_from_command, teller
 from gateway.breaker import Breaker
 from gateway.console.accounts import Accounts
+from gateway.console.audit import BILLING_SYNCED, EVENT_REPLAYED, EXPLAINED, Audit, Operator, page_of
+from gateway.console.holds import Holds
 from gateway.console.live import live
 from gateway.console.sessions import COOKIE, LIFETIME_S, Sessions, is_from_here, is_named_as_loopback
 from gateway.database import Database, StoreError
@@ -31,12 +35,15 @@ from gateway.hosted.answers import RefusedError, refusal
 from gateway.hosted.body import read_json_object
 from gateway.hosted.budget_body import read_budget
 from gateway.policy.periods import PERIODS
+from gateway.policy.stripe_events import EventError
 
 if TYPE_CHECKING:
     from gateway.config import Loaded
     from gateway.metrics import Metrics
+    from gateway.policy.explanation import Explanation
 
 PATH = "/console"
+AUDIT_PATH = "/audit"  # also for programs, which show the token
 EXPLAIN_PATH = "/explain"  # of the listener's other paths, one that is asked by POST
 # Whoever guesses waits.
 REFUSED_PAUSE_S = 0.3
@@ -46,7 +53,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
 _STATIC = files("gateway.console").joinpath("static")
-_KINDS = {"console.js": "text/javascript", "charts.js": "text/javascript", "console.css": "text/css"}
+_SCRIPTS = ("console.js", "page.js", "charts.js", "account.js", "webhooks.js")
+_KINDS = {**dict.fromkeys(_SCRIPTS, "text/javascript"), "console.css": "text/css"}
+_EVENT_ID = re.compile(r"evt_[A-Za-z0-9_]{1,250}")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -81,9 +90,16 @@ async def opened(
         statement_timeout_s=settings.database.statement_timeout_s,
     )
     token = settings.admin.token.get_secret_value() if settings.admin.token else None
-    accounts = Accounts(database, lambda: loaded().rules, teller(settings.redis))
+    audit = Audit(database)
+    accounts = Accounts(
+        database,
+        lambda: loaded().rules,
+        teller(settings.redis),
+        audit=audit,
+        holds=Holds(database, lambda: settings.redis),
+    )
     try:
-        yield Console(token=token, accounts=accounts, loaded=loaded, runtime_dir=runtime_dir, about=about)
+        yield Console(token=token, accounts=accounts, audit=audit, loaded=loaded, runtime_dir=runtime_dir, about=about)
     finally:
         await database.close()
 
@@ -96,6 +112,7 @@ class Console:
         *,
         token: str | None,
         accounts: Accounts,
+        audit: Audit,
         loaded: "Callable[[], Loaded]",
         runtime_dir: Path,
         about: Callable[[], object],
@@ -103,12 +120,13 @@ class Console:
         """``about`` is what the overview says of the supervisor: workers, version."""
         self._sessions = Sessions(token)
         self._accounts = accounts
+        self._audit = audit
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._about = about
 
     def routes(self) -> list[web.RouteDef]:
-        """Every path below ``/console``."""
+        """Every path below ``/console``, and ``/audit``."""
         return [
             web.get(PATH, self._guarded(self._page, page=True)),
             web.post(f"{PATH}/sign-in", self._sign_in),
@@ -117,11 +135,13 @@ class Console:
             web.get(f"{PATH}/live", self._guarded(self._live)),
             web.get(f"{PATH}/near-limits", self._guarded(self._near_limits)),
             web.get(f"{PATH}/webhooks", self._guarded(self._webhooks)),
+            web.post(f"{PATH}/webhooks/{{event}}/replay", self._guarded(self._replay, writes=True)),
             web.post(f"{PATH}/sync", self._guarded(self._sync, writes=True)),
             web.get(f"{PATH}/accounts", self._guarded(self._search)),
             web.get(f"{PATH}/accounts/{{id}}", self._guarded(self._account)),
             web.put(f"{PATH}/accounts/{{id}}/budget", self._guarded(self._set_budget, writes=True)),
             web.delete(f"{PATH}/accounts/{{id}}/budget", self._guarded(self._remove_budget, writes=True)),
+            web.get(AUDIT_PATH, self._guarded(self._entries, asks=False)),
         ]
 
     def lets_in(self, request: web.Request) -> bool:
@@ -136,7 +156,9 @@ class Console:
 
     # --- who is let in
 
-    def _guarded(self, handler: Handler, *, page: bool = False, writes: bool = False) -> Handler:
+    def _guarded(self, handler: Handler, *, page: bool = False, writes: bool = False, asks: bool = True) -> Handler:
+        """``asks`` False: the listener's door has asked already."""
+
         async def guard(request: web.Request) -> web.StreamResponse:
             # A link from elsewhere may lead to the page, which tells nothing to where it came from.
             if not page and not is_from_here(request, writes=writes):
@@ -144,7 +166,7 @@ class Console:
             if not self._sessions.asks:
                 if not is_named_as_loopback(request):
                     return _refused(403, "forbidden", "Without a token the console answers on localhost only.")
-            elif not self._sessions.knows(request):
+            elif asks and not self._sessions.knows(request):
                 return _sign_in_page() if page else _refused(401, "unauthorized", "Sign in at /console.")
             try:
                 return await handler(request)
@@ -229,31 +251,75 @@ class Console:
 
     async def _sync(self, request: web.Request) -> web.StreamResponse:
         """As ``castgate billing sync``."""
-        loaded = self._loaded()
-        if not loaded.billing_enabled:
-            return _refused(503, "billing_disabled", "Billing is switched off on this gateway.")
-        _log.warning("console_billing_sync", by=request.remote or "unknown")
+        loaded = self._billing_is_on()
         try:
-            report = await sync_from_command(loaded)
+            async with self._audit.act(self._operator(request), BILLING_SYNCED) as outcome:
+                report = await sync_from_command(loaded)
+                outcome.facts |= asdict(report)
         except AlreadySyncingError:
             return _refused(409, "conflict", "A sync is at work, or has just been done; try again in a minute.")
         except FAULTS as error:
             return _refused(503, "billing_unavailable", f"Stripe or Postgres could not be read: {error}")
         return _answer(asdict(report))
 
+    async def _replay(self, request: web.Request) -> web.StreamResponse:
+        """One event again, as it is at Stripe."""
+        event_id = request.match_info["event"]
+        if _EVENT_ID.fullmatch(event_id) is None:
+            raise RefusedError(404, "not_found", "Stripe's events have ids such as evt_1ABC.")
+        loaded = self._billing_is_on()
+        try:
+            async with self._audit.act(self._operator(request), EVENT_REPLAYED, event=event_id) as outcome:
+                async with billing_of(loaded) as billing:
+                    done = await replay(billing, event_id)
+                outcome.account_id, outcome.before = done.account_id, done.before
+                stands = json.loads(done.after) if done.after else {}
+                outcome.facts |= {"type": done.type, "result": done.result, **stands}
+        except NoEventError as error:
+            return _refused(404, "not_found", f"{error}.")
+        except EventError as error:
+            return _refused(502, "billing_unavailable", f"Stripe's answer is no event that can be handled: {error}.")
+        except FAULTS as error:
+            return _refused(503, "billing_unavailable", f"Stripe or Postgres could not be read: {error}")
+        told = {"event": event_id, "type": done.type, "result": done.result, "account": done.account_id}
+        return _answer({**told, "subscription": done.subscription_id, "subscription_read": done.subscription})
+
     async def _set_budget(self, request: web.Request) -> web.StreamResponse:
         account_id = _account_of(request)
         body = read_budget(await read_json_object(request))
-        await self._accounts.set_budget(account_id, body, request.remote or "unknown")
+        await self._accounts.set_budget(account_id, body, self._operator(request))
         return _answer(await self._accounts.picture(account_id))
 
     async def _remove_budget(self, request: web.Request) -> web.StreamResponse:
         account_id, period = _account_of(request), request.query.get("period", "")
-        if period not in PERIODS or not await self._accounts.remove_budget(
-            account_id, period, request.remote or "unknown"
-        ):
+        if period not in PERIODS or not await self._accounts.remove_budget(account_id, period, self._operator(request)):
             raise RefusedError(404, "not_found", "The account has no such budget of its own.")
         return _answer(await self._accounts.picture(account_id))
+
+    # --- the audit
+
+    async def explained(self, request: web.Request, explanation: "Explanation") -> None:
+        """What was asked of an account; its path without the query, which may hold anything."""
+        if explanation.account_id is None:
+            return
+        asked = {"method": explanation.method, "path": explanation.target.partition("?")[0]}
+        told = {"verdict": explanation.verdict, "status": explanation.status, "why": explanation.why}
+        await self._audit.note(self._operator(request), EXPLAINED, explanation.account_id, {**asked, **told})
+
+    async def _entries(self, request: web.Request) -> web.StreamResponse:
+        account_id, before_id, entries_max = page_of(request.query)
+        entries = await self._audit.entries(account_id, before_id=before_id, entries_max=entries_max)
+        return _answer({"entries": entries, "before": entries[-1]["id"] if len(entries) == entries_max else None})
+
+    def _operator(self, request: web.Request) -> Operator:
+        token = "ADMIN_TOKEN" if self._sessions.asks else "none"
+        return Operator(token=token, address=request.remote or "unknown")
+
+    def _billing_is_on(self) -> "Loaded":
+        loaded = self._loaded()
+        if not loaded.billing_enabled:
+            raise RefusedError(503, "billing_disabled", "Billing is switched off on this gateway.")
+        return loaded
 
 
 def _account_of(request: web.Request) -> str:

@@ -40,6 +40,7 @@ def live(runtime_dir: Path) -> dict[str, object]:
             "bounds_s": FAMILIES["castgate_event_loop_delay_seconds"].bounds,
             "counts": _buckets(found, "castgate_event_loop_delay_seconds"),
         },
+        "webhooks": _by(found, "stripe_webhook_total", lambda labels: labels[1]),
         "billing": bool(_most(found, "castgate_billing_enabled")),
         "configurations": dict(found.configurations),
     }

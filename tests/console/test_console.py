@@ -1,86 +1,18 @@
 """The console over HTTP: whom it lets in, what it tells, what it changes. Its page: test_page.py."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import asyncpg
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 
-from gateway.admin import Status, make_app
-from gateway.config import Loaded
-from gateway.config.settings import Settings
 from gateway.console import app as console_app
-from gateway.console.app import Console, opened
 from gateway.console.live import rung
 from gateway.console.sessions import COOKIE, LIFETIME_S, Sessions
-from gateway.metrics import Metrics
-from gateway.policy.budgets import BudgetLimit
-from gateway.policy.rules import Plan, Rules
-from tests.hosted.world import add_account, migrate
-
-TOKEN = "0123456789-of-the-operators"
-FREE = Plan(name="free", budgets=(BudgetLimit(period="monthly", hard_limit_microcents=500_000_000),))
-RULES = Rules(version="v", policies=(), plans={"free": FREE}, default_plan="free")
-WRITE = {"X-Castgate-Console": "1"}
-
-
-@pytest.fixture
-async def account_id(database_url: str) -> str:
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
-    await migrate(connection)
-    made = await add_account(connection, "ck_of_nobody_else", "session-of-nobody-else")
-    await connection.close()
-    return made
-
-
-@pytest.fixture
-async def serve(
-    database_url: str, redis_url: str, tmp_path: Path, aiohttp_client: Callable[..., Any], account_id: str
-) -> AsyncIterator[Callable[..., Any]]:
-    """Makes a client of an admin listener with the console, with a token or without."""
-    metrics = Metrics(tmp_path, "supervisor")
-    cleanups = []
-
-    async def made(token: str | None) -> TestClient[Any, Any]:
-        settings = Settings.model_validate(
-            {
-                "upstream": {"url": "http://127.0.0.1:1"},
-                "database": {"url": database_url},
-                "redis": {"url": redis_url, "connect_timeout": "5s"},
-                "admin": {"token": token},
-            }
-        )
-        loaded = Loaded(settings=settings, rules=RULES, billing_enabled=False, warnings=(), files=())
-        context = opened(loaded=lambda: loaded, metrics=metrics, runtime_dir=tmp_path, about=lambda: {"workers": {}})
-        console: Console = await context.__aenter__()
-        cleanups.append(context)
-
-        def status() -> Status:
-            return Status(draining=False, workers_wanted=1, workers_alive=1, workers_ready=1)
-
-        app = make_app(status, tmp_path, console.routes(), token=token, lets_in=console.lets_in)
-        client: TestClient[Any, Any] = await aiohttp_client(TestServer(app), cookie_jar=aiohttp.CookieJar(unsafe=True))
-        return client
-
-    yield made
-    for context in cleanups:
-        await context.__aexit__(None, None, None)
-    metrics.close()
-
-
-@pytest.fixture
-async def client(serve: Callable[..., Any]) -> TestClient[Any, Any]:
-    made: TestClient[Any, Any] = await serve(TOKEN)
-    return made
-
-
-async def sign_in(client: TestClient[Any, Any], token: str = TOKEN) -> int:
-    async with client.post("/console/sign-in", data={"token": token}, allow_redirects=False) as answer:
-        return answer.status
+from tests.console.world import TOKEN, WRITE, sign_in
 
 
 async def test_without_the_token_there_is_a_page_to_sign_in_and_nothing_else(
@@ -94,7 +26,7 @@ async def test_without_the_token_there_is_a_page_to_sign_in_and_nothing_else(
     seen = {}
     for route in routes:
         assert route.resource is not None
-        path = route.resource.canonical.replace("{id}", "a")
+        path = re.sub(r"\{\w+\}", "a", route.resource.canonical)
         answer = await client.request(route.method, path, headers=WRITE, allow_redirects=False)
         seen[f"{route.method} {path}"] = answer.status
     assert len(seen) > 12

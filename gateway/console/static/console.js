@@ -1,6 +1,9 @@
 // The console: looks once a second, makes rates of totals, and shows one of two views (overview, account).
 
-import { bar, days, el, short, sparkline, stacked } from "./charts.js";
+import { showAccount } from "./account.js";
+import { el, short, sparkline, stacked } from "./charts.js";
+import { accountLink, ask, byId, facts, limitLine, scrolling, table, when } from "./page.js";
+import { showCounts, showWebhooks, webhookLog } from "./webhooks.js";
 
 const SECONDS = 1, SLOTS = 121, SLOW_SECONDS = 10;
 const MARKS = ["passed", "blocked", "limited", "failed"];
@@ -11,19 +14,9 @@ const RUNGS = [
   ["postgres", "Postgres is away", "Limits are exact; charges wait and are written later."],
   ["both", "Both are away", "Known-exhausted accounts stay blocked; the rest is on_store_failure's."],
 ];
-const byId = (id) => document.getElementById(id);
 const first = JSON.parse(byId("first").textContent);
 const history = { passed: [], blocked: [], limited: [], failed: [], p50: [], p99: [] };
-let before = null, hovered = null;
-
-async function ask(path, options = {}) {
-  const headers = options.method ? { "X-Castgate-Console": "1", "Content-Type": "application/json" } : {};
-  const answer = await fetch(path, { headers, ...options });
-  if (answer.status === 401) location.reload();
-  const body = answer.status === 204 ? null : await answer.json();
-  if (!answer.ok) throw new Error(body.message || `${answer.status}`);
-  return body;
-}
+let before = null, hovered = null, canReplay = first.live.billing;
 
 const sum = (parts) => Object.values(parts).reduce((total, part) => total + part, 0);
 
@@ -66,7 +59,9 @@ function look(now) {
   }
   before = { at, totals };
   showPills(now);
-  byId("sync").hidden = !now.billing;
+  canReplay = now.billing;
+  byId("webhook-actions").hidden = !now.billing;
+  showCounts(now.webhooks);
   if (!byId("overview").hidden) showOverview(now);
 }
 
@@ -111,10 +106,8 @@ function buildOverview() {
     el("div", { class: "pair even" },
       el("section", { class: "card", "aria-labelledby": "near" }, el("h2", { id: "near" }, "Nearest their limits"), el("ul", { class: "bars", id: "near-list" })),
       el("section", { class: "card", "aria-labelledby": "inside" }, el("h2", { id: "inside" }, "Inside this gateway"), el("dl", { class: "facts", id: "facts" }))),
-    el("section", { class: "card", id: "policies", hidden: true, "aria-labelledby": "rules" }, el("h2", { id: "rules" }, "Policies in force"), el("div", { class: "scroll", id: "policy-table", tabindex: "0" })),
-    el("section", { class: "card", "aria-labelledby": "events" },
-      el("div", { class: "head" }, el("h2", { id: "events" }, "Events from Stripe"), el("button", { class: "small", id: "sync", onclick: syncWithStripe }, "Read from Stripe again")),
-      el("p", { class: "told", id: "sync-told", role: "status" }), el("div", { class: "scroll", id: "event-table", tabindex: "0" })),
+    el("section", { class: "card", id: "policies", hidden: true, "aria-labelledby": "rules" }, el("h2", { id: "rules" }, "Policies in force"), scrolling(el("div", { id: "policy-table" }))),
+    webhookLog(slowly),
   );
   const chart = document.querySelector("#overview section svg");
   chart.id = "chart";
@@ -161,31 +154,11 @@ function drawChart() {
   legend();
 }
 
-function facts(node, list) {
-  node.replaceChildren(...list.map(([name, value, bad]) => el("div", {}, el("dt", {}, name), el("dd", { class: bad ? "bad" : null }, value))));
-}
-
-function table(heads, rows, empty) {
-  if (!rows.length) return el("p", { class: "quiet" }, empty);
-  return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col", class: head.startsWith(">") ? "number" : null }, head.replace(">", ""))))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell, index) =>
-      el("td", { class: heads[index].startsWith(">") ? "number" : (cell && cell.mono ? "mono" : null) }, cell && cell.mono ? cell.mono : cell ?? "–"))))));
-}
-
-const when = (at) => at ? new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" }) : "–";
-const accountLink = (id) => el("a", { href: `#/account/${encodeURIComponent(id)}`, class: "mono" }, id);
-
-function limitLine(left, one) {
-  const label = `${one.used_cents} of ${one.limit_cents} cents, ${one.period}`;
-  return el("li", {}, el("div", { class: "line" }, left, el("span", { class: "number quiet" }, label)), bar(one.share, `${Math.round(one.share * 100)} % used: ${label}`));
-}
-
 async function slowly() {
   if (byId("overview").hidden) return;
   const [near, events] = await Promise.all([ask("/console/near-limits"), ask("/console/webhooks")]);
   byId("near-list").replaceChildren(...(near.length ? near.map((one) => limitLine(accountLink(one.account), one)) : [el("li", { class: "quiet" }, "Nobody has used anything in an open period.")]));
-  byId("event-table").replaceChildren(table(["When", "Event", "Account", "Says", "Id"],
-    events.map((one) => [when(one.at), one.type, one.account ? accountLink(one.account) : "–", one.status, { mono: one.id }]), "None yet."));
+  showWebhooks(events, canReplay, slowly);
 }
 
 async function showPolicies() {
@@ -204,106 +177,6 @@ async function showPolicies() {
       when(one.at), one.by, one.result, { mono: one.version.slice(0, 8) }, changes(one)]), "Never."));
 }
 
-async function syncWithStripe(event) {
-  event.target.disabled = true;
-  const told = byId("sync-told");
-  told.className = "told";
-  told.textContent = "Reading from Stripe …";
-  try {
-    const report = await ask("/console/sync", { method: "POST" });
-    told.textContent = `${report.events_missed} missed events handled of ${report.events_seen}, ${report.subscriptions_repaired} subscriptions repaired of ${report.subscriptions_seen}.`;
-    told.classList.add("good");
-    await slowly();
-  } catch (error) {
-    told.textContent = error.message;
-    told.classList.add("bad");
-  }
-  event.target.disabled = false;
-}
-
-// ---- an account
-
-async function showAccount(id) {
-  const view = byId("account");
-  view.replaceChildren(el("p", { class: "quiet" }, "…"));
-  try {
-    buildAccount(view, await ask(`/console/accounts/${encodeURIComponent(id)}`));
-  } catch (error) {
-    view.replaceChildren(el("h1", { class: "title" }, id), el("p", { role: "alert", class: "told bad" }, error.message));
-  }
-}
-
-function buildAccount(view, picture) {
-  const told = el("p", { class: "told", role: "status" });
-  const change = async (what, done) => {
-    try {
-      buildAccount(view, await what());
-      const news = view.querySelector(".told");
-      news.textContent = done;
-      news.classList.add("good");
-    } catch (error) {
-      told.textContent = error.message;
-      told.classList.add("bad");
-    }
-  };
-  const path = `/console/accounts/${encodeURIComponent(picture.account)}/budget`;
-  const period = el("select", { name: "period" }, ...["daily", "weekly", "monthly", "total"].map((one) => el("option", {}, one)));
-  const amount = el("input", { name: "hard_limit_cents", inputmode: "decimal", required: true, pattern: "[0-9]+([.][0-9]{1,6})?", title: "cents, with up to six decimals" });
-  const set = (event) => {
-    event.preventDefault();
-    const body = `{"period": ${JSON.stringify(period.value)}, "hard_limit_cents": ${amount.value}}`;
-    change(() => ask(path, { method: "PUT", body }), `The ${period.value} budget is ${amount.value} cents, from the next call on.`);
-  };
-  const remove = (one) => el("button", { class: "small", onclick: () => change(() => ask(`${path}?period=${one.period}`, { method: "DELETE" }), `The ${one.period} budget is gone.`) }, "Remove");
-  view.replaceChildren(
-    el("div", {}, el("a", { href: "#/" }, "← Overview"), el("h1", { class: "title mono" }, picture.account)),
-    told,
-    el("section", { class: "card" }, el("h2", {}, "Standing"), facted([
-      ["Plan", picture.plan], ["Subscription", picture.status], ["Plan kept until", picture.plan_until ? when(picture.plan_until) : "–"],
-      ["Stripe customer", picture.stripe_customer ?? "–"], ["Stripe subscription", picture.stripe_subscription ?? "–"]])),
-    el("div", { class: "pair" },
-      el("section", { class: "card" }, el("h2", {}, "Cents by day"), days(picture.days)),
-      el("section", { class: "card" }, el("h2", {}, "Limits"),
-        picture.budgets.length ? el("ul", { class: "bars" }, ...picture.budgets.map((one) => limitLine(one.source === "account"
-          ? el("span", {}, `own, ${one.period} `, remove(one)) : el("span", {}, `of the plan, ${one.period}`), one))) : el("p", { class: "quiet" }, "None."),
-        el("form", { class: "budget", onsubmit: set }, el("label", {}, "Period", period), el("label", {}, "Cents at most", amount), el("button", { class: "main", type: "submit" }, "Set budget")))),
-    first.explain ? explainer(picture.account) : null,
-    el("section", { class: "card" }, el("h2", {}, "Newest charged calls"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Policy", "Status", ">Cents", "Outcome", "Id"],
-      picture.casts.map((one) => [when(one.at), one.policy, `${one.status || "none"}`, one.cents, one.outcome, { mono: one.id }]), "None yet."))),
-    el("section", { class: "card" }, el("h2", {}, "Events from Stripe"), el("div", { class: "scroll", tabindex: "0" }, table(["When", "Event", "Says", "Id"],
-      picture.events.map((one) => [when(one.at), one.type, one.status, { mono: one.id }]), "None."))),
-  );
-}
-
-// What would become of a call of this account, and why; nothing is called and nothing counted.
-function explainer(account) {
-  const method = el("select", {}, ...["POST", "GET", "PUT", "PATCH", "DELETE"].map((one) => el("option", {}, one)));
-  const path = el("input", { value: "/v1/cast", required: true });
-  const result = el("div", { role: "status" });
-  const show = async (event) => {
-    event.preventDefault();
-    try {
-      const found = await ask("/explain", { method: "POST", body: JSON.stringify({ account, method: method.value, path: path.value }) });
-      const standings = [
-        ...found.budgets.map((one) => [`budget, ${one.period}`, `${one.used_cents} used + ${one.held_cents} held of ${one.limit_cents ?? one.hard_limit_cents} cents`]),
-        ...found.rate_limits.map((one) => [`limit, ${one.name}`, `${one.taken} of ${one.limit}${one.blocks ? ", blocks" : ""}`]),
-        ...found.notes.map((one) => ["note", one]),
-      ];
-      result.replaceChildren(el("p", { class: `told ${found.status ? "bad" : "good"}` }, `${found.verdict}${found.status ? ` ${found.status}` : ""}: ${found.why}`), table(["What", "Standing"], standings, ""));
-    } catch (error) {
-      result.replaceChildren(el("p", { class: "told bad" }, error.message));
-    }
-  };
-  return el("section", { class: "card" }, el("h2", {}, "What would become of a call"),
-    el("form", { class: "budget", onsubmit: show }, el("label", {}, "Method", method), el("label", {}, "Path", path), el("button", { type: "submit" }, "Explain")), result);
-}
-
-function facted(list) {
-  const node = el("dl", { class: "facts wide" });
-  facts(node, list);
-  return node;
-}
-
 // ---- search, and which view
 
 async function search() {
@@ -320,7 +193,7 @@ function route() {
   byId("overview").hidden = Boolean(match);
   byId("account").hidden = !match;
   byId("found").hidden = true;
-  if (match) showAccount(decodeURIComponent(match[1]));
+  if (match) showAccount(decodeURIComponent(match[1]), { canExplain: first.explain, canReplay });
   else slowly().catch(gone);
 }
 
