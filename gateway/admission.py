@@ -46,6 +46,7 @@ from gateway.policy.verdicts import (
     Verdict,
 )
 from gateway.redis_store import RedisLostError, Reply
+from gateway.redis_topology import topology_of
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -108,10 +109,11 @@ class Admission:
         # Holds of this worker that are not settled, by their ids. Bounded by the calls under way and the ledger.
         self._open: dict[str, Ask] = {}
         announce = announcer("redis", metrics)
+        topology = topology_of(settings.redis)
         self._lanes = [
             Lane(
                 partition,
-                url=settings.redis.url,
+                topology=topology,
                 worker_id=worker_id,
                 timeout_s=settings.redis.timeout_s,
                 connect_timeout_s=settings.redis.connect_timeout_s,

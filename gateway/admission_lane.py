@@ -30,10 +30,11 @@ from gateway.admission_batch import Ask, batch_text
 from gateway.admission_restore import Fleet, Membership
 from gateway.admission_settle import Settled
 from gateway.breaker import Breaker
-from gateway.redis_store import ADMIT, FACTS, ORPHANS, RedisLink, RedisLostError, Reply, connect, encoded
+from gateway.redis_store import ADMIT, FACTS, ORPHANS, RedisLink, RedisLostError, Reply, encoded
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
+    from gateway.redis_topology import Topology
     from gateway.tasks import Tasks
 
 DOWN, JOINING, RESTORING, HANDOVER, DRAINING, UP = range(6)
@@ -73,7 +74,7 @@ class Lane:
         self,
         partition: int,
         *,
-        url: str,
+        topology: "Topology",
         worker_id: str,
         timeout_s: float,
         connect_timeout_s: float,
@@ -103,7 +104,7 @@ class Lane:
         self.workers_key = f"cg:{{{partition}}}:workers"
         self._partition = partition
         self._prefix = f"cg:{{{partition}}}:"
-        self._url = url
+        self._topology = topology
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._batch_max = batch_max
@@ -384,7 +385,7 @@ class Lane:
                 await asyncio.sleep(self.breaker.wait_s())
                 continue
             try:
-                link = await connect(self._url, timeout_s=self._connect_timeout_s, lost=self._lost)
+                link = await self._topology.connect(self._partition, lost=self._lost)
             except RedisLostError as error:
                 self._connect_failed(str(error))
                 continue

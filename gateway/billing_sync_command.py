@@ -16,7 +16,8 @@ from gateway.config.settings import Redis
 from gateway.database import Database
 from gateway.metrics import Metrics
 from gateway.payments import Payments
-from gateway.redis_store import FACTS, RedisLostError, connect
+from gateway.redis_store import FACTS, RedisLostError
+from gateway.redis_topology import topology_of
 
 _log = structlog.get_logger()
 
@@ -58,7 +59,7 @@ def teller(settings: Redis) -> Callable[[str, int], Awaitable[None]]:
         partition = crc32(account_id.encode()) % settings.partitions
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
-                link = await connect(settings.url, timeout_s=settings.connect_timeout_s, lost=lambda _: None)
+                link = await topology_of(settings).connect(partition, lost=lambda _: None)
                 try:
                     await link.call("EVAL", FACTS.source, 1, f"cg:{{{partition}}}:a:{account_id}", version)
                 finally:

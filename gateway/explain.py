@@ -38,7 +38,8 @@ from gateway.policy.explanation import (
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import SHADOW, Policy
 from gateway.policy.verdicts import StoreUnavailable
-from gateway.redis_store import RedisLostError, connect, read_script
+from gateway.redis_store import RedisLostError, read_script
+from gateway.redis_topology import topology_of
 from gateway.relay import heads
 from gateway.relay.rate_keys import rate_key
 from gateway.relay.request import Request
@@ -224,7 +225,7 @@ async def _standing(
     settings = loaded.settings.redis
     name = account.account_id if account is not None else ask.rate_keys[0] if ask.rate_keys else ""
     partition = crc32(name.encode("utf-8", "surrogatepass")) % settings.partitions
-    link = await connect(settings.url, timeout_s=settings.connect_timeout_s, lost=lambda _: None)
+    link = await topology_of(settings).connect(partition, lost=lambda _: None)
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
             seconds, micros = await link.call("TIME")

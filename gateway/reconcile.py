@@ -219,6 +219,7 @@ class Reconciler:
         for partition, asked in by_partition.items():
             mend = [account_id for account_id in mend_held if account_id in asked]
             count, found, listed = await self._redis.call(
+                partition,
                 *("EVAL", DRIFT.source, 1, f"cg:{{{partition}}}:workers", HOLDS_MAX, OLD_HOLD_MS),
                 *(json.dumps(asked), json.dumps(mend)),
             )

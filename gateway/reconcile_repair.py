@@ -107,8 +107,9 @@ async def _repair_windows(
             redis.settled_of(account_id).use(account_id, kind, start_ms, used)
     await redis.tell()
     for account_id, version in (await _versions(database, exact)).items():
-        key = f"cg:{{{redis.partition_of(account_id)}}}:a:{account_id}"
-        await redis.call("EVAL", FACTS.source, 1, key, version, _FACTS_TTL_MS)
+        partition = redis.partition_of(account_id)
+        key = f"cg:{{{partition}}}:a:{account_id}"
+        await redis.call(partition, "EVAL", FACTS.source, 1, key, version, _FACTS_TTL_MS)
 
 
 async def _differences(reconciler: Reconciler, account_ids: Sequence[str]) -> dict[str, tuple[Usage, Usage]]:

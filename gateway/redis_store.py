@@ -1,26 +1,24 @@
 """One connection to Redis for scripts: commands go out as they come, replies come back to callbacks in order.
 
 Admission sends one script call at a time and has nothing to gain from a pool, a task per call or a command object:
-docs/decisions/0002-admission-batching.md has the figures. What a URL may say (TLS, password, database, Unix socket) is
-read by redis-py; the bytes are read by hiredis.
+docs/decisions/0002-admission-batching.md has the figures. Which server to connect to is ``redis_topology``'s to find;
+the bytes are read by hiredis.
 """
 
 import asyncio
 import hashlib
-import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
-import structlog
-from redis.asyncio.connection import parse_url
+
+if TYPE_CHECKING:
+    import ssl
 
 Reply = Any  # bytes, int, None, hiredis.ReplyError, or a list of these
-
-_log = structlog.get_logger()
 
 
 class RedisLostError(Exception):
@@ -145,45 +143,42 @@ class RedisLink(asyncio.Protocol):
             self._lost(reason)
 
 
-async def connect(url: str, *, timeout_s: float, lost: Callable[[str], None]) -> RedisLink:
-    """A connection that has logged in and selected its database. Raises RedisLostError, ValueError for a wrong URL."""
-    options = cast("dict[str, Any]", parse_url(url))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """One Redis: a host and a port, or a Unix socket (``path``). ``login`` is a password, or a user and a password."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    login: tuple[str, ...] = field(default=(), repr=False)
+    db: int = 0
+    tls: "ssl.SSLContext | None" = None
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+
+async def connect(server: Server, *, timeout_s: float, lost: Callable[[str], None]) -> RedisLink:
+    """A connection that has logged in and selected its database. Raises RedisLostError."""
     loop = asyncio.get_running_loop()
-    host, port, path = options.get("host", "localhost"), options.get("port", 6379), options.get("path")
-    where = path or f"{host}:{port}"
     link = RedisLink(lost)
     ready = False
     try:
         async with asyncio.timeout(timeout_s):
-            if path:
-                await loop.create_unix_connection(lambda: link, path)
+            if server.path:
+                await loop.create_unix_connection(lambda: link, server.path)
             else:
-                await loop.create_connection(lambda: link, host, port, ssl=_tls(url, options))
-            if options.get("password"):
-                names = (options["username"],) if options.get("username") else ()
-                await link.call("AUTH", *names, options["password"])
-            if options.get("db"):
-                await link.call("SELECT", options["db"])
+                await loop.create_connection(lambda: link, server.host, server.port, ssl=server.tls)
+            if server.login:
+                await link.call("AUTH", *server.login)
+            if server.db:
+                await link.call("SELECT", server.db)
             ready = True
             return link
     except TimeoutError:
-        raise RedisLostError(f"{where}: no answer within {timeout_s:g} s") from None
+        raise RedisLostError(f"{server}: no answer within {timeout_s:g} s") from None
     except (OSError, RedisLostError) as error:
-        raise RedisLostError(f"{where}: {error}") from None
+        raise RedisLostError(f"{server}: {error}") from None
     finally:
         if not ready:
             link.close()
-
-
-def _tls(url: str, options: dict[str, Any]) -> ssl.SSLContext | None:
-    """The same options as redis-py takes in a ``rediss://`` URL."""
-    if not url.startswith("rediss://"):
-        return None
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
-    required = options.get("ssl_cert_reqs", "required")
-    context.check_hostname = required == "required" and str(options.get("ssl_check_hostname", True)).lower() != "false"
-    if required == "none":
-        context.verify_mode = ssl.CERT_NONE
-    if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
-    return context

@@ -6,13 +6,14 @@ A command is no worker: it has no book, holds nothing, and is not missed when it
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from gateway.admission_settle import Settled
-from gateway.redis_store import ADMIT, RedisLink, RedisLostError, Reply, connect
+from gateway.redis_store import ADMIT, RedisLink, RedisLostError, Reply
+from gateway.redis_topology import topology_of
 
 if TYPE_CHECKING:
     from gateway.config.settings import Redis as RedisSettings
@@ -24,12 +25,12 @@ _NAME = "command"
 
 
 class Teller:
-    """A connection to Redis, with what is to be told to each partition. Raises RedisLostError where Redis is away."""
+    """A connection for each partition, with what is to be told to it. Raises RedisLostError where Redis is away."""
 
-    def __init__(self, link: RedisLink, partitions: int) -> None:
-        self._link = link
+    def __init__(self, links: Sequence[RedisLink]) -> None:
+        self._links = links
         self._name = f"{_NAME}-{os.urandom(8).hex()}"
-        self._waiting = [Settled() for _ in range(partitions)]
+        self._waiting = [Settled() for _ in links]
 
     def settled_of(self, account_id: str) -> Settled:
         """Where to put items of this account."""
@@ -50,19 +51,19 @@ class Teller:
                 book = f"{prefix}h:{self._name}"
                 try:
                     # Usage may be told in any generation; without a book of its own the script takes Redis for lost.
-                    await self.call("HSET", book, "epoch", 1)
-                    await self.call("PEXPIRE", book, _BOOK_TTL_MS)
-                    await self.call("EVAL", ADMIT.source, 2, f"{prefix}workers", book, text)
-                    await self.call("DEL", book)
+                    await self.call(partition, "HSET", book, "epoch", 1)
+                    await self.call(partition, "PEXPIRE", book, _BOOK_TTL_MS)
+                    await self.call(partition, "EVAL", ADMIT.source, 2, f"{prefix}workers", book, text)
+                    await self.call(partition, "DEL", book)
                 except RedisLostError:
                     settled.put_back(taken)
                     raise
 
-    async def call(self, *parts: str | int | bytes) -> Reply:
-        """One command's reply."""
+    async def call(self, partition: int, *parts: str | int | bytes) -> Reply:
+        """One command's reply, by the server of that partition."""
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await self._link.call(*parts)
+                return await self._links[partition].call(*parts)
         except TimeoutError:
             raise RedisLostError(f"no answer within {CALL_TIMEOUT_S:g} s") from None
 
@@ -70,8 +71,9 @@ class Teller:
 @asynccontextmanager
 async def teller_to(settings: "RedisSettings") -> AsyncIterator[Teller]:
     """A teller for the time of the block. Raises RedisLostError."""
-    link = await connect(settings.url, timeout_s=settings.connect_timeout_s, lost=lambda _: None)
+    links = await topology_of(settings).connect_all(settings.partitions, lost=lambda _: None)
     try:
-        yield Teller(link, settings.partitions)
+        yield Teller(links)
     finally:
-        link.close()
+        for link in links:
+            link.close()

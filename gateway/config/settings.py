@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path, upstream_addresses
 from gateway.config.models import Section, contradiction
+from gateway.config.redis_address import read_redis_url, redis_url
 from gateway.config.scalars import (
     choice,
     duration_s,
@@ -29,6 +30,9 @@ from gateway.config.scalars import (
 )
 from gateway.policy.origins import origin_of
 
+# Where Redis is a cluster and nobody says otherwise: five for each primary of the smallest one, so that they share the
+# accounts evenly, and not so many that batches become small. Each worker has a connection for each.
+CLUSTER_PARTITIONS = 16
 # Each holds its own pools of connections to Postgres and Redis.
 WORKERS_MAX = 64
 _EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - to compare with, not to bind
@@ -40,7 +44,7 @@ HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 File = Annotated[str | None, optional(text("a file", length_max=4096))]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
 DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
-RedisUrl = Annotated[str, url("a URL such as redis://host:6379/0", "redis", "rediss", "unix")]
+RedisUrl = Annotated[str, redis_url()]
 _STRIPE_KEY = "a Stripe secret key (sk_… or rk_…)"
 _STRIPE_WEBHOOK = "a Stripe webhook signing secret (whsec_…)"
 StripeKey = Annotated[
@@ -71,6 +75,19 @@ def _workers() -> BeforeValidator:
             return _cores()
         if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
             raise expected(f"auto or an integer of 1 to {WORKERS_MAX}", value)
+        return int(read_count(value))
+
+    return BeforeValidator(read)
+
+
+def _partitions() -> BeforeValidator:
+    read_count = reader_of(whole(1, 1024))
+
+    def read(value: object) -> int | None:
+        if value is None or value == "auto":
+            return None
+        if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+            raise expected("auto or an integer of 1 to 1024", value)
         return int(read_count(value))
 
     return BeforeValidator(read)
@@ -281,17 +298,24 @@ class Database(Section):
 
 
 class Redis(Section):
-    """Redis or Redis Cluster: counters and holds that can be rebuilt."""
+    """One Redis, a Redis Cluster, or what Sentinels watch: counters and holds that can be rebuilt."""
 
     url: RedisUrl = Field(repr=False)
-    # 1 on a single server. On a cluster several times its nodes, so that they share the accounts evenly.
+    # None (auto): 1 where one server has all data, CLUSTER_PARTITIONS on a cluster.
     # Changing it on a running fleet loses sight of holds and windows: stop all gateways first.
-    partitions: Annotated[int, whole(1, 1024)] = 1
+    partitions_wanted: Annotated[int | None, _partitions()] = Field(default=None, alias="partitions")
     # A script call takes about 1 ms; a store that hangs is as lost as one that refuses.
     timeout_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.025, alias="timeout")
     connect_timeout_s: Annotated[float, duration_s("1ms", "1m")] = Field(default=1.0, alias="connect_timeout")
     # Redis serves nobody else while the script runs: 256 calls are about 2 ms.
     batch_max: Annotated[int, whole(1, 4096)] = 256
+
+    @property
+    def partitions(self) -> int:
+        """By how many hash tags the accounts are shared out."""
+        if self.partitions_wanted is not None:
+            return self.partitions_wanted
+        return CLUSTER_PARTITIONS if read_redis_url(self.url).form == "cluster" else 1
 
 
 class ApiKey(Section):

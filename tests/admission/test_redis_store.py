@@ -2,13 +2,14 @@
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from gateway.redis_store import RedisLostError, connect, encoded, read_script
+from gateway.redis_store import RedisLink, RedisLostError, encoded, read_script
+from gateway.redis_topology import topology
 from tests.admission.killable import KillableRedis, killable_redis
 
 
@@ -20,6 +21,10 @@ def server(tmp_path: Path) -> Iterator[KillableRedis]:
 
 def nobody(_: str) -> None:
     pass
+
+
+async def connect(url: str, *, timeout_s: float, lost: Callable[[str], None]) -> RedisLink:
+    return await topology(url, timeout_s=timeout_s).connect(0, lost=lost)
 
 
 async def test_commands_are_encoded_by_bytes_not_by_characters() -> None:
