@@ -85,5 +85,5 @@ class Connector:
         if not self.is_pooled:  # several connections may find it out at once
             self.is_pooled = True
             _log.info(
-                "postgres_behind_pooler", address=self._where, reason=reason, effect="keeps no prepared statement"
+                "postgres_behind_pooler", address=self._where, reason=reason, effect="none are kept prepared"
             )
