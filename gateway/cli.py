@@ -1,4 +1,4 @@
-"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync; cli_ledger adds spool and reconcile.
+"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync; cli_ledger has those of the ledger.
 
 Exit codes: 0 done or stopped as asked; 1 it could not be done, the reason is on standard error; 2 the command line is
 wrong; 130 stopped at once by a second signal. Nothing that an operator can get wrong ends in a traceback.
@@ -20,7 +20,7 @@ from gateway.billing_sync import FAULTS as SYNC_FAULTS
 from gateway.billing_sync import AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
 from gateway.cli_config import config_option, fail
-from gateway.cli_ledger import reconcile_accounts, spool_group
+from gateway.cli_ledger import maintain_command, reconcile_accounts, spool_group
 from gateway.config import ConfigError, load
 from gateway.config.schema import policies_schema_text
 from gateway.explain import FAULTS, Question, explain
@@ -58,6 +58,7 @@ def main() -> None:
       castgate billing sync              read from Stripe what webhooks have missed
       castgate spool ls                  what waits on the disk for Postgres
       castgate reconcile                 do ledger, counters, Redis and casts agree?
+      castgate maintain                  make the months of the ledger, drop old ones
       castgate serve --workers 4         serve until Ctrl-C
     """
 
@@ -290,4 +291,5 @@ def sync_command(config: Path) -> None:
 
 
 main.add_command(reconcile_accounts)
+main.add_command(maintain_command)
 main.add_command(spool_group)

@@ -1,4 +1,4 @@
-"""``castgate reconcile`` and ``castgate spool``: what the ledger says, and what waits for it."""
+"""``castgate reconcile``, ``maintain`` and ``spool``: what the ledger says, its months, and what waits for it."""
 
 import asyncio
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import asyncpg
 import click
 
-from gateway import log, reconcile_command, spool_command
+from gateway import log, maintain, reconcile_command, spool_command
 from gateway.cli_config import EXIT_FAILED, config_option, fail, loaded_from
 from gateway.config import Loaded
 from gateway.database import StoreError
+from gateway.policy.money import cents_text
 from gateway.redis_store import RedisLostError
 
 
@@ -60,6 +61,56 @@ def reconcile_accounts(
         click.echo(f"warning: casts were not compared: {report.casts_error}", err=True)
     if report.left:
         raise SystemExit(EXIT_FAILED)
+
+
+def _whole_months(_context: click.Context, _parameter: click.Parameter, months: int | None) -> int | None:
+    if months == 1:
+        raise click.BadParameter("1 is not in the range: 0, which keeps all, or 2 and more.")
+    return months
+
+
+@click.command("maintain", short_help="Make the months of the ledger, drop old ones.")
+@config_option
+@click.option(
+    "--retention",
+    type=click.IntRange(0, 1200),
+    callback=_whole_months,
+    metavar="MONTHS",
+    help="Full months before this one to keep, 2 or more; 0: all. In place of ledger.retention_months.",
+)
+@click.option("--ahead", type=click.IntRange(1, 24), metavar="MONTHS", help="In place of ledger.partitions_ahead.")
+@click.option("--detach", is_flag=True, help="Leave what is dropped as tables, to be dumped and dropped by you.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+def maintain_command(config: Path, *, retention: int | None, ahead: int | None, detach: bool, dry_run: bool) -> None:
+    """Make the partitions of usage_events for the months to come, and drop those that are older than the retention: by
+    default nothing is dropped. What they came to stays in every sum. Safe at any time, by cron too, and more than once;
+    two runs wait for each other. Needs to be the owner of the tables.
+
+    \b
+    Examples
+      castgate maintain --dry-run
+      castgate maintain
+      castgate maintain --retention 13
+    """
+    settings = loaded_from(config).settings
+    asked = maintain.Asked(
+        ahead=settings.ledger.partitions_ahead if ahead is None else ahead,
+        retention_months=settings.ledger.retention_months if retention is None else retention,
+        keep_tables=detach,
+        dry_run=dry_run,
+    )
+    try:
+        report = asyncio.run(maintain.maintain(settings, asked))
+    except (StoreError, asyncpg.PostgresError) as error:
+        fail(f"castgate: {error}")
+    for line in maintain.as_table(report):
+        click.echo(line)
+    if report.late_calls:
+        click.echo(
+            f"warning: {report.late_calls} calls of {cents_text(report.late_microcents)} cents came after their month "
+            "was dropped and are not counted: see the table usage_events_late",
+            err=True,
+        )
 
 
 @click.group("spool", short_help="Charged calls that wait on the disk for Postgres.")

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from gateway.breaker import Breaker, announcer
+from gateway.pooler import Connector
 
 if TYPE_CHECKING:
     from gateway.config.settings import Database as DatabaseSettings
@@ -78,20 +79,19 @@ class Database:
         connect_timeout_s: float = 1.0,
         acquire_timeout_s: float = 1.0,
         statement_timeout_s: float = 2.0,
-        pgbouncer: bool = False,
     ) -> None:
-        """``pgbouncer`` (or ``?pgbouncer=true`` in the URL) is for transaction pooling: no prepared statement is kept
-        between transactions, and nothing is set on the server's connection.
+        """``?pgbouncer=true`` or ``false`` in the URL says whether there is a pooler in front of Postgres; without it
+        that is found out (pooler.py).
         """
-        self._url, asked = _without_own_parameters(url)
-        self._pgbouncer = pgbouncer or asked
+        self._url, is_pooled = _without_own_parameters(url)
         self._where = address_of(url)
+        self._statement_timeout_s = statement_timeout_s
+        self._connector = Connector(self._where, self._server_settings(), is_pooled=is_pooled)
         self._breaker = breaker
         self._in_use = metrics.gauge("db_pool_in_use")
         self._connections_max = connections_max
         self._connect_timeout_s = connect_timeout_s
         self._acquire_timeout_s = acquire_timeout_s
-        self._statement_timeout_s = statement_timeout_s
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = False
 
@@ -133,6 +133,8 @@ class Database:
             self.connection(timeout_s=timeout_s) as connection,
             connection.transaction(isolation="read_committed"),
         ):
+            if self._connector.is_pooled:
+                await connection.execute(self._transaction_settings())
             yield connection
 
     @asynccontextmanager
@@ -187,9 +189,8 @@ class Database:
                 max_size=self._connections_max,
                 max_inactive_connection_lifetime=_IDLE_S,
                 timeout=self._connect_timeout_s,
-                statement_cache_size=0 if self._pgbouncer else 100,
                 connection_class=_Connection,
-                server_settings=None if self._pgbouncer else self._server_settings(),
+                connect=self._connector.connect,
             )
         # With min_size=0 this connects to nothing; it is idempotent, also for two callers at once.
         await self._pool
@@ -205,13 +206,16 @@ class Database:
             await self._pool.release(connection)
 
     def _server_settings(self) -> dict[str, str]:
+        return {"application_name": "castgate", **self._timeouts()}
+
+    def _transaction_settings(self) -> str:
+        """The same for one transaction, where a pooler gives us nothing that lasts longer."""
+        return "; ".join(f"SET LOCAL {name} = {value}" for name, value in self._timeouts().items())
+
+    def _timeouts(self) -> dict[str, str]:
         timeout_ms = f"{round((self._statement_timeout_s + _SERVER_TIMEOUT_EXTRA_S) * 1000)}"
-        return {
-            "application_name": "castgate",
-            "statement_timeout": timeout_ms,
-            # A worker that is stopped inside a transaction must not keep its locks.
-            "idle_in_transaction_session_timeout": timeout_ms,
-        }
+        # A worker that is stopped inside a transaction must not keep its locks.
+        return {"statement_timeout": timeout_ms, "idle_in_transaction_session_timeout": timeout_ms}
 
 
 class _Cut:
@@ -274,11 +278,12 @@ def address_of(url: str) -> str:
     return f"{unquote(host)}:{port}{unquote(parts.path)}"
 
 
-def _without_own_parameters(url: str) -> tuple[str, bool]:
+def _without_own_parameters(url: str) -> tuple[str, bool | None]:
+    """The URL for asyncpg, and whether it says that a pooler is there; None: it does not say."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     kept = [(name, value) for name, value in parameters if name != _PGBOUNCER_PARAMETER]
     if kept == parameters:
-        return url, False
+        return url, None
     asked = (_PGBOUNCER_PARAMETER, "true") in parameters
     return urlunsplit(parts._replace(query=urlencode(kept))), asked

@@ -8,10 +8,10 @@ locked while this process is busy or stopped.
 
 What can go wrong with a batch, and what follows:
 - The write lost to another one (deadlock, serialization, lock time-out): tried again until it is written.
-- Postgres is away, or any other error that is the operator's to mend (a table is missing, no permission): after the
-  first failed write ``spill`` is offered all that waits, and from then on each event as it comes; an empty write is
-  tried, with growing pauses, until one succeeds. What ``spill`` does not take waits here and is tried again in the same
-  way. Ids make it harmless if a failed attempt was committed after all.
+- Postgres is away, or any other error that is the operator's to mend (no table, no partition, no permission): after
+  the first failed write ``spill`` is offered all that waits, and from then on each event as it comes; an empty write
+  is tried, with growing pauses, until one succeeds. What ``spill`` does not take waits here and is tried again in the
+  same way. Ids make it harmless if a failed attempt was committed after all.
 - A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
   logged in full and dropped, its neighbours are written.
 - The queue is full: ``spill`` is offered the newest events; what it does not take stays a hold, or is dropped
@@ -51,6 +51,7 @@ __all__ = ["Ledger", "UsageEvent", "WindowUsage", "columns_of", "event_id"]
 
 # SQLSTATE classes of rows that no retry helps: data exception, constraint violation, program limit exceeded.
 _POISON = frozenset({"22", "23", "54"})
+_CHECK_VIOLATION = "23514"
 _CONFLICTS = frozenset({"40P01", "40001", "55P03"})  # deadlock, serialization failure, lock not available
 _PAUSE_MIN_S = 0.05
 _PAUSE_MAX_S = 2.0
@@ -420,4 +421,6 @@ def _reason(error: Exception) -> str:
     code: str = getattr(error, "sqlstate", None) or ""
     if code in _CONFLICTS:
         return "conflict"
+    if code == _CHECK_VIOLATION and not getattr(error, "constraint_name", None):
+        return "error"  # no fault of the row: there is no partition for it, and no default one
     return "poison" if code[:2] in _POISON else "error"

@@ -447,14 +447,16 @@ WITH RECURSIVE page(account_id, place) AS (
 SELECT account_id FROM page WHERE account_id IS NOT NULL AND place > 0 ORDER BY place;
 
 -- name: reconcile_counters
--- Reconcile: the counters of accounts ($1) beside the sums of their events, of one snapshot, in which they are equal. An
--- account with events and no total has one that says NULL. $2: whether all of them; else those whose window is open, and
--- no totals, whose sums are long.
+-- Reconcile: the counters of accounts ($1) beside the sums of their events, of one snapshot, in which they are equal. What
+-- was dropped is in the totals; other windows that begin before the newest month that was dropped are left out. An account
+-- with events and no total has one that says NULL. $2: whether all of them; else those whose window is open, and no totals,
+-- whose sums are long.
 SELECT counter.account_id, counter.period || '/' || counter.time_zone || '/' || counter.week_start AS kind,
        (extract(epoch FROM counter.window_start) * 1000)::bigint AS start_ms,
        (extract(epoch FROM counter.window_end) * 1000)::bigint AS end_ms,
        counter.window_end > now() AS is_open, counter.used_microcents AS counter_microcents,
-       counter.calls AS counter_calls, past.cost AS ledger_microcents, past.calls AS ledger_calls
+       counter.calls AS counter_calls, past.cost + coalesce(archived.cost_microcents, 0) AS ledger_microcents,
+       past.calls + coalesce(archived.calls, 0) AS ledger_calls
 FROM usage_counters AS counter
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(event.cost_microcents), 0)::bigint AS cost, count(*) AS calls
@@ -462,16 +464,19 @@ CROSS JOIN LATERAL (
     WHERE event.account_id = counter.account_id
       AND event.occurred_at >= counter.window_start AND event.occurred_at < counter.window_end
 ) AS past
+LEFT JOIN usage_archived AS archived ON archived.account_id = counter.account_id AND counter.period = 'total'
 WHERE counter.account_id = ANY($1::text[]) AND ($2 OR (counter.window_end > now() AND counter.period <> 'total'))
+  AND (counter.period = 'total' OR counter.window_start >= ALL (SELECT until FROM usage_months_dropped))
 UNION ALL
 SELECT asked.account_id, 'total/UTC/1', 0, (extract(epoch FROM timestamptz '9999-12-31 00:00:00+00') * 1000)::bigint,
-       true, NULL, 0, past.cost, past.calls
+       true, NULL, 0, past.cost + coalesce(archived.cost_microcents, 0), past.calls + coalesce(archived.calls, 0)
 FROM unnest($1::text[]) AS asked(account_id)
 CROSS JOIN LATERAL (
-    SELECT sum(event.cost_microcents)::bigint AS cost, count(*) AS calls FROM usage_events AS event
+    SELECT coalesce(sum(event.cost_microcents), 0)::bigint AS cost, count(*) AS calls FROM usage_events AS event
     WHERE event.account_id = asked.account_id
 ) AS past
-WHERE $2 AND past.calls > 0 AND NOT EXISTS (
+LEFT JOIN usage_archived AS archived ON archived.account_id = asked.account_id
+WHERE $2 AND past.calls + coalesce(archived.calls, 0) > 0 AND NOT EXISTS (
     SELECT FROM usage_counters AS counter WHERE counter.account_id = asked.account_id AND counter.period = 'total'
 )
 ORDER BY 1, 4, 2;
@@ -494,3 +499,33 @@ SELECT castgate_repair_usage($1);
 -- name: repair_lock_timeout
 -- Reconcile: how long a repair of casts waits for rows that Phase 1 has locked.
 SET LOCAL lock_timeout = '1s';
+
+-- name: maintain_begin
+-- Maintain: waits a minute for another run, and as long as it takes for the rest; the lock goes with the transaction.
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = '1min';
+SELECT pg_advisory_xact_lock(hashtextextended('castgate usage_events', 0));
+
+-- name: usage_months
+-- Maintain: the partitions of usage_events, the oldest first, and which of them are over before the $1 months before this
+-- one (NULL: none is). The default one has no bounds.
+SELECT name, castgate_usage_time(from_id) AS since, castgate_usage_time(to_id) AS until, bytes, events_about,
+       coalesce(to_id <= castgate_usage_id(
+           (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC'), false) AS is_over
+FROM castgate_usage_months()
+ORDER BY to_id NULLS LAST;
+
+-- name: make_usage_months
+-- Maintain: makes the partitions of this month and $1 more, moving at most $2 rows of the default one into each; the
+-- columns are described at the function (migrations/0010_usage_partitions.sql).
+SELECT made, moved, waiting, late, is_busy FROM castgate_make_usage_months($1, $2);
+
+-- name: drop_usage_month
+-- Maintain: drops the oldest partition that is over before the $1 months before this one; $2: it stays as a table. The
+-- columns are described at the function.
+SELECT name, until, events, cost_microcents, kept FROM castgate_drop_usage_month(
+    (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC', $2);
+
+-- name: late_usage
+-- Maintain: how many calls came after their month was dropped, and were not counted; and what they cost.
+SELECT count(*) AS calls, coalesce(sum(cost_microcents), 0)::bigint AS microcents FROM usage_events_late;

@@ -38,6 +38,7 @@ from gateway.hosted.services import Services
 from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
+from gateway.maintain import MonthsAhead
 from gateway.metrics import FAMILIES, Metrics, exposition
 from gateway.observer import Observer
 from gateway.otlp import Spans
@@ -248,6 +249,9 @@ class Worker:
             self._replaying = self._tasks.start("spool.replay", replay.run())
         if self._parameters.index == 0 and self._settings.ledger.drift_interval_s > 0:
             self._tasks.start("drift", DriftWatch(self._database, self._settings, self._metrics).run())
+        if self._parameters.index == 0:
+            months = MonthsAhead(self._database, self._settings.ledger.partitions_ahead)
+            self._tasks.start("months", months.run())
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)

@@ -105,6 +105,19 @@ def whole(minimum: int, maximum: int) -> Kind:
     return Kind(read, schema={"anyOf": [number, or_variable("[+-]?[0-9]+")]})
 
 
+def months_kept() -> Kind:
+    """How many months of the past are kept: 0 is all, 1 is refused."""
+    read = reader_of(whole(0, 1200))
+
+    def read_kept(value: object) -> int:
+        months: int = read(value)
+        if months == 1:
+            raise expected("0, which keeps all, or an integer of 2 or more", value)
+        return months
+
+    return Kind(read_kept, schema=whole(0, 1200).schema)
+
+
 def duration_ms(minimum: str, maximum: str) -> Kind:
     """A duration such as ``250ms`` or ``1h``, as whole milliseconds."""
     low_ms, high_ms = _quantity(minimum, _DURATION_UNITS_MS), _quantity(maximum, _DURATION_UNITS_MS)

@@ -19,6 +19,7 @@ from gateway.config.scalars import (
     duration_s,
     expected,
     flag,
+    months_kept,
     optional,
     reader_of,
     secret,
@@ -409,6 +410,11 @@ class Ledger(Section):
     # How often one worker of a gateway compares a few accounts' ledger, counters and Redis for the drift metrics: some
     # ms of each store. 0s: never.
     drift_interval_s: Annotated[float, duration_s("0s", "1d")] = Field(default=60.0, alias="drift_interval")
+    # Full months before this one whose events castgate maintain keeps; it drops the others. 0: all are kept. At least
+    # 2, so that no window but a total begins in what is dropped and still changes.
+    retention_months: Annotated[int, months_kept()] = 0
+    # Months whose partitions are made ahead, by a worker or by castgate maintain.
+    partitions_ahead: Annotated[int, whole(1, 24)] = 3
     spool: Spool = Spool()
 
 
