@@ -19,7 +19,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function number_of(generation)
-  return tonumber(string.match(generation or '', '^%d+')) or 0
+  return tonumber(string.match(generation or '', '^(%d+)%.')) or 0
 end
 
 local why, whole = '', 0
