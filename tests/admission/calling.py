@@ -12,7 +12,7 @@ from tests.admission.whole import Books, WholeWorker
 
 
 class Callers:
-    """One for each account and worker. Most calls are not charged, so that there is always something left to race for.
+    """One for each account and worker. They charge no more than half of a limit: there is always something to race for.
 
     What an account has now, charged or under way, is counted at each verdict.
     """
@@ -22,6 +22,7 @@ class Callers:
         self.taken: Counter[str] = Counter()  # by account, now
         self.by_rung: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self._charged: Counter[str] = Counter()
         self._workers = workers
         self._limits = limits
         self._chance = random.Random(seed)
@@ -52,7 +53,8 @@ class Callers:
             await asyncio.sleep(self._chance.uniform(0, 0.02))
             if hold is None:
                 continue
-            if self._chance.random() < 0.02:
+            if self._charged[account] < self._limits[account] // 2 and self._chance.random() < 0.05:
+                self._charged[account] += 1
                 worker.post(hold)
             else:
                 self.taken[account] -= 1
