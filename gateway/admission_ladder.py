@@ -16,7 +16,7 @@ import asyncpg
 import structlog
 
 from gateway.admission_batch import Ask
-from gateway.admission_lane import HANDOVER, Lane
+from gateway.admission_lane import HANDOVER, UP, Lane
 from gateway.admission_memory import RatesInMemory, still_exhausted
 from gateway.admission_postgres import LOST, OFF, ON, PostgresRung
 from gateway.policy.verdicts import PASS, StoreUnavailable, Verdict
@@ -79,7 +79,10 @@ class Ladder:
             again=again,
             changed=self._postgres_changed,
             tasks=tasks,
+            partitions=len(lanes),
         )
+        # Lanes that do not decide, as Postgres was last told: what they held is there.
+        self._away = set(lanes)
         self._on = {rung: metrics.gauge("castgate_admission_rung", rung=rung) for rung in (REDIS, POSTGRES, MEMORY)}
         self._changes = {
             rung: metrics.counter("castgate_admission_rung_changes_total", rung=rung)
@@ -159,14 +162,19 @@ class Ladder:
 
     def redis_lost(self, reason: str = "") -> None:
         """A lane cannot decide any more."""
+        away = {lane for lane in self._lanes if lane.state != UP}
         if self._postgres.state == OFF:
             self._why = reason
             self._rates.begin(self._holds())
             self._postgres.enter()
+        elif away - self._away:
+            self._postgres.enter()
+        self._away = away
         self._note(reason)
 
     def redis_back(self) -> None:
         """A lane decides again."""
+        self._away = {lane for lane in self._away if lane.state != UP}
         if all(lane.state >= HANDOVER for lane in self._lanes):
             self._postgres.leave()
         self._note("")

@@ -142,12 +142,18 @@ class Lane:
         self._beat: asyncio.TimerHandle | None = None
         self._tried = asyncio.Event()
         self._ahead_ms = time.time() * 1000 - self._loop.time() * 1000  # Redis' clock minus the loop's
+        guards = topology.guard_keys(self._prefix)
         self._membership = Membership(
-            self._prefix, worker_id, holds=lambda: holds(self), fleet=fleet, clock_ms=test_clock_ms
+            self._prefix,
+            worker_id,
+            holds=lambda: holds(self),
+            fleet=fleet,
+            clock_ms=test_clock_ms,
+            guards=guards,
         )
-        keys = f"cg:{{{partition}}}:workers".encode(), f"{self._prefix}h:{worker_id}".encode()
-        head = encoded("EVALSHA", ADMIT.sha, 2, *keys)
-        self._head = b"*%d\r\n%b$" % (7 if test_clock_ms else 6, head.partition(b"\r\n")[2])
+        keys = self.workers_key, f"{self._prefix}h:{worker_id}", *guards
+        head = encoded("EVALSHA", ADMIT.sha, len(keys), *keys)
+        self._head = b"*%d\r\n%b$" % (len(keys) + (5 if test_clock_ms else 4), head.partition(b"\r\n")[2])
         self._calls = {
             outcome: metrics.counter("castgate_admission_calls_total", outcome=outcome) for outcome in ("ok", "error")
         }

@@ -14,6 +14,9 @@ accounts' locks, one batch of a worker at a time; what is asked meanwhile goes w
     all                                            an ask waited for too long, or Postgres fails -> LOST
                                                    every lane decides again -> OFF, and our holds are taken away
 
+Where there are several partitions, a worker may be here for the sake of another one, and its holds in this one may not
+be: then nobody is asked, and the share is waited for as a whole. Who comes here for one partition more begins anew.
+
 An ask waits no longer than ``timeout_s``, whatever it waits for. A batch that was given up may still run on the server:
 what it takes then is replaced by the next ``tell_holds``.
 """
@@ -70,6 +73,7 @@ class PostgresRung:
         again: Callable[["Ask"], None],
         changed: Callable[[str], None],
         tasks: "Tasks",
+        partitions: int = 1,
     ) -> None:
         """``is_denied`` says that an ask must not take anything here, whatever its budget; ``changed`` hears why."""
         self.state = OFF
@@ -85,6 +89,7 @@ class PostgresRung:
         self._again = again
         self._changed = changed
         self._tasks = tasks
+        self._partitions = partitions
         self._loop = asyncio.get_running_loop()
         self._breaker = Breaker(clock=time.monotonic)
         self._waiting: list[tuple[float, Ask]] = []  # with the loop time at which it has waited for too long
@@ -96,7 +101,7 @@ class PostgresRung:
         # What was told last and is not known to be over: whoever wrote its event may have looked before it was there.
         self._told: set[str] = set()
         self._entered_s = 0.0
-        self._entries = 0  # how often we came here from Redis
+        self._entries = 0  # how often a lane came here from Redis
         self._wake = asyncio.Event()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
@@ -104,15 +109,14 @@ class PostgresRung:
     # --- from admission
 
     def enter(self) -> None:
-        """A lane cannot decide any more. May be said again."""
-        if self.state != OFF:
-            return
+        """A lane cannot decide any more that did until now: what it holds is to be told."""
         if self._database is None:
             self._become(LOST, "there is no Postgres")
             return
         self._entered_s = self._loop.time()
         self._entries += 1
-        self._become(ENTERING, "")
+        if self.state != LOST:
+            self._become(ENTERING, "")
         if not self._running:
             self._running = True
             self._tasks.start("admission.postgres", self._run())
@@ -186,7 +190,7 @@ class PostgresRung:
                         self._become(ENTERING, "")
                     await self._wait_for_others(database)
                     if entries != self._entries:
-                        continue  # Redis served in between, and what it admitted was not told
+                        continue  # Redis served until after we told, and what it admitted was not among it
                     if self.state == ENTERING:
                         self._become(ON, "")
                     while self.state == ON:
@@ -231,7 +235,7 @@ class PostgresRung:
     async def _wait_for_others(self, database: Database) -> None:
         """Raises StoreError, asyncpg.PostgresError."""
         until_s = self._entered_s + ENTER_SHARE * self._timeout_s
-        while self.state == ENTERING and not await self._all_told(database):
+        while self.state == ENTERING and (self._partitions > 1 or not await self._all_told(database)):
             if self._loop.time() >= until_s:
                 return
             await asyncio.sleep(TOLD_POLL_S)

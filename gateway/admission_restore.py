@@ -69,7 +69,9 @@ class Membership:
         holds: Callable[[], Sequence["Ask"]],
         fleet: Fleet,
         clock_ms: Callable[[], int] | None,
+        guards: Sequence[str] = (),
     ) -> None:
+        """``guards``: see ``Topology.guard_keys``."""
         self.generation = ""
         self.epoch = 0
         self.seq_known = 0  # the highest call number known to be written in our book
@@ -77,6 +79,7 @@ class Membership:
         self._workers = f"{prefix}workers"
         self._book = f"{prefix}h:{worker_id}"
         self._swept = f"{prefix}swept:{worker_id}"
+        self._guards = guards
         self._worker_id = worker_id
         self._holds = holds
         self._fleet = fleet
@@ -87,7 +90,7 @@ class Membership:
         server: bytes = await link.call("INFO", "server")
         run_id = server.partition(b"run_id:")[2].partition(b"\r\n")[0]
         reply = await link.call(
-            *("EVAL", JOIN.source, 3, self._life, self._book, self._swept),
+            *("EVAL", JOIN.source, 3 + len(self._guards), self._life, self._book, self._swept, *self._guards),
             *(run_id, self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known),
             *(int(was_elsewhere), int(RESTORE_S * 1000)),
         )

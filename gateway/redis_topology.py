@@ -59,6 +59,10 @@ class Topology:
         link = await self.connect(0, lost=lost)
         return [link] * partitions
 
+    def guard_keys(self, prefix: str) -> tuple[str, ...]:
+        """Keys to name in each call that decides, besides those that it uses; none where nothing can be half there."""
+        return ()
+
     def _server(self, node: Node, tls: ssl.SSLContext | None) -> Server:
         host, port = node
         return Server(host=host, port=port, login=self._address.login, db=self._address.db, tls=tls)
@@ -173,6 +177,14 @@ class Cluster(Topology):
                 link.close()
             raise
         return links
+
+    def guard_keys(self, prefix: str) -> tuple[str, ...]:
+        """One that never exists: while a slot is on its way to another node, a call that names a missing key is refused.
+
+        Without it the accounts still here would be decided here for some workers, and by Postgres for those that met
+        an account which had already gone: see docs/decisions/0040-a-slot-on-its-way-decides-nothing.md.
+        """
+        return (f"{prefix}moving",)
 
     async def _find(self, partition: int, lost: Lost) -> tuple[RedisLink, _Slots]:
         slot = slot_of(partition)

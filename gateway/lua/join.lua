@@ -1,20 +1,26 @@
 -- A worker that has just connected, or was told LOST, finds out whether this Redis still knows what the workers know.
 -- KEYS[1] cg:{p}:life           hash: the generation of this partition's data
---           g       its id      run    the server process that it lives in
+--           g       its id, "<number>.<random>"      run    the server process that it lives in
 --           opens   Redis ms from when on calls are admitted      m:<worker>  how far the worker is, see opens.lua
 -- KEYS[2] the worker's book     KEYS[3] cg:{p}:swept:<worker>, there where a sweeper took the book for a dead worker's
--- ARGV[1] run id of the server  ARGV[2] the generation that the worker knows, or ''   ARGV[3] id for a new one
+-- ARGV[1] run id of the server  ARGV[2] the generation that the worker knows, or ''   ARGV[3] random part of a new one
 -- ARGV[4] the worker's next epoch   ARGV[5] its last one, 0 before the first   ARGV[6] the highest seq it knows written
 -- ARGV[7] '1' where the worker admitted calls elsewhere     ARGV[8] how long a new generation stays shut, ms
 -- Reply   [generation, ms until it opens, 1 where the book is whole, why a new generation began or '']
 --
 -- A generation ends with whatever could have lost or brought back holds. Whoever notices first begins the next; the others
--- find it begun. In the next one every worker puts its own holds in place again before anybody admits.
+-- find it begun. In the next one every worker puts its own holds in place again before anybody admits. Each has a higher
+-- number than all that are known here and to the worker: one that is not higher than a worker's own, and not that, is of a
+-- server that others left behind (a former primary that is one again), and lacks what was held since.
 local life = redis.call('HMGET', KEYS[1], 'g', 'run', 'opens')
 local book = redis.call('HMGET', KEYS[2], 'epoch', 'seq')
 local swept = redis.call('DEL', KEYS[3]) == 1
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function number_of(generation)
+  return tonumber(string.match(generation or '', '^(%d+)%.')) or 0
+end
 
 local why, whole = '', 0
 if not life[1] then
@@ -28,11 +34,14 @@ elseif life[1] == ARGV[2] then
     local there = book[1] and tonumber(book[1]) >= tonumber(ARGV[5]) and (tonumber(book[2]) or 0) >= tonumber(ARGV[6])
     if there then whole = 1 else why = 'behind' end
   end
+elseif number_of(life[1]) <= number_of(ARGV[2]) then
+  why = 'behind'
 end
 
 local generation, opens = life[1], tonumber(life[3])
 if why ~= '' then
-  generation, opens = ARGV[3], now + tonumber(ARGV[8])
+  local number = math.max(number_of(life[1]), number_of(ARGV[2])) + 1
+  generation, opens = string.format('%.0f.%s', number, ARGV[3]), now + tonumber(ARGV[8])
   redis.call('DEL', KEYS[1])
   -- The others must hear of it before they admit another call, and not at their next heartbeat: without its epoch a book
   -- answers LOST.

@@ -35,7 +35,7 @@ class WholeWorker:
         rules: Rules | None = None,
         redis_timeout: str = "2s",
         admission_timeout: str = "5s",
-        partitions: int = 1,
+        partitions: int | str = "auto",
         **settings: Any,
     ) -> None:
         read = Settings.model_validate(
