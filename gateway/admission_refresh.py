@@ -146,7 +146,13 @@ class Refresh:
             sums = used[account.account_id]
             usage = {kind: (windows_of[kind].start_ms, microcents) for kind, microcents in sums.items()}
             waiting.lane.settled.seed(
-                Seed(account_id=account.account_id, version=account.version, usage=usage, exactly=waiting.exactly)
+                Seed(
+                    account_id=account.account_id,
+                    version=account.version,
+                    usage=usage,
+                    exactly=waiting.exactly,
+                    alone=account.seeded != generation,
+                )
             )
             account.admission = None
             account.seeded = generation

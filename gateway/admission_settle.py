@@ -22,12 +22,13 @@ ITEMS_MAX = 200_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seed:
     """The ledger's sums for an account. ``exactly``: also where Redis says more, for its facts or sums are from a
-    ledger that no longer exists."""
+    ledger that no longer exists. ``alone``: Redis may have gone back to older sums, and forgets those of other windows."""
 
     account_id: str
     version: int
     usage: Usage
     exactly: bool = False
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -133,7 +134,8 @@ class Settled:
         if self.count == 0:
             return ""
         seeds = [
-            [seed.account_id, seed.version, _rows(seed.usage), *([1] if seed.exactly else [])] for seed in self.seeds
+            [seed.account_id, seed.version, _rows(seed.usage), int(seed.exactly), int(seed.alone)]
+            for seed in self.seeds
         ]
         usages = [[account_id, _rows(usage)] for account_id, usage in self.usages.items()]
         removes = [

@@ -88,6 +88,25 @@ local function account_merge(account, kind, start, used)
   end
 end
 
+-- What is known of other windows than those that `rows` name is forgotten: it may be of an old snapshot. Who needs it seeds it.
+local function account_forget_others(account, rows)
+  local named = {}
+  for _, row in ipairs(rows) do named[row[1]] = true end
+  local gone = {}
+  for _, field in ipairs(redis.call('HKEYS', account.key)) do
+    local kind = string.match(field, '^[su]:(.+)$')
+    if kind and not named[kind] then
+      gone[#gone + 1] = field
+      account.start[kind] = nil
+      if account.rolled and account.rolled[kind] then
+        account.rolled[kind] = nil
+        account_set(account, 'r', true)
+      end
+    end
+  end
+  call_in_chunks('HDEL', account.key, gone)
+end
+
 -- A new window while Postgres is away: nothing of it can have reached the ledger, all of it is still held, so it
 -- starts at 0. The ledger will not count for this window before it is seeded; until then removed holds are added here.
 local function account_roll_over(account, kind, start)

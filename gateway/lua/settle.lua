@@ -1,6 +1,7 @@
 -- What happened since the last batch, before anything new is asked. Each part may be repeated without harm:
---   seeds    [[account id, version, [[kind, start_ms, used], …], exactly (1 or absent)], …]   sums read from Postgres;
+--   seeds    [[account id, version, [[kind, start_ms, used], …], exactly, alone (1 or 0)], …]   sums read from Postgres;
 --            `exactly`: even where more or newer is known here, for that is of a ledger that exists no longer
+--            `alone`: what is known here of other windows is not to be believed
 --   usages   [[account id, [[kind, start_ms, used], …]], …]            the same, returned by a write of the ledger
 --   adjusts  [[hold id, actual amount], …]                             calls of this worker that ended
 --   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
@@ -8,12 +9,13 @@
 local function settle(seeds, usages, adjusts, removes)
   for _, seed in ipairs(seeds) do
     local account = account_load(seed[1], seed[3])
-    if not account.version or account.version < seed[2] or seed[4] then
+    if seed[5] == 1 then account_forget_others(account, seed[3]) end
+    if not account.version or account.version < seed[2] or seed[4] == 1 then
       account.version = seed[2]
       account_set(account, 'v', seed[2])
     end
     for _, row in ipairs(seed[3]) do
-      if seed[4] then account_set_window(account, row[1], row[2], row[3]) end
+      if seed[4] == 1 then account_set_window(account, row[1], row[2], row[3]) end
       account_merge(account, row[1], row[2], row[3])
     end
   end

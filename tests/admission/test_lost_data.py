@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.policy.budgets import BudgetLimit
 from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
 from tests.admission.conftest import StartWorker
 from tests.admission.killable import killable_redis
@@ -71,6 +72,33 @@ async def test_an_old_snapshot_is_brought_to_the_truth(
         await one.settled()
         assert script.account("a")["u:monthly/UTC/1"] == str(40 * CENT)
         assert script.account("a")["h"] == str(60 * CENT)
+        script.close()
+
+
+async def test_an_old_snapshot_is_not_believed_of_a_budget_that_comes_back_later(
+    start_worker: StartWorker, tables: Tables, tmp_path: Path
+) -> None:
+    total = BudgetLimit(period="total", hard_limit_microcents=50 * CENT)
+    tables.put("a", total)
+    with killable_redis("--dir", str(tmp_path)) as server:
+        one = await start_worker("one", url=server.url)
+        one.post(*await one.ask_many("a", 5, DENY))
+        await one.settled()
+        script = Script(server.url)
+        script.redis.save()
+        one.post(*await one.ask_many("a", 20, DENY))
+        await one.settled()
+        tables.put("a", monthly(100), version=2)
+        await one.admission.facts_changed("a", 2)
+        one.post(await one.ask("a", DENY))
+        await one.settled()
+        server.kill()
+        server.start()
+        await all_serve(one)
+        assert kinds(await one.ask_many("a", 1, DENY)) == {Hold: 1}
+        tables.put("a", total, version=3)
+        await one.admission.facts_changed("a", 3)
+        assert kinds(await one.ask_many("a", 60, DENY)) == {Hold: 23, BudgetExceeded: 37}
         script.close()
 
 

@@ -18,11 +18,13 @@ import uvloop
 
 from tests.chaos import report
 from tests.chaos.run import Outcome, Plan, Run
-from tests.chaos.world import World
+from tests.chaos.world import SHIPPED, Patience, World
 
 
-async def run(plan: Plan, folder: Path, *, gateways: int, workers: int, clients: int) -> Outcome:
-    async with World(folder, gateways=gateways, workers=workers, clients=clients, seed=plan.seed) as world:
+async def run(plan: Plan, folder: Path, *, gateways: int, workers: int, clients: int, patience: Patience) -> Outcome:
+    async with World(
+        folder, gateways=gateways, workers=workers, clients=clients, seed=plan.seed, patience=patience
+    ) as world:
         return await Run(world, plan, lambda line: click.echo(line)).run()
 
 
@@ -36,6 +38,7 @@ async def run(plan: Plan, folder: Path, *, gateways: int, workers: int, clients:
 @click.option("--gateways", default=2, show_default=True, type=click.IntRange(1, 8))
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 8), help="Of each gateway.")
 @click.option("--clients", default=24, show_default=True, type=click.IntRange(1, 500))
+@click.option("--shipped-times", is_flag=True, help="Time-outs for stores as shipped; for machines with time to spare.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where logs and the record of casts stay.")
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write the outcome to this file.")
 def main(
@@ -49,6 +52,7 @@ def main(
     workers: int,
     clients: int,
     folder: Path | None,
+    shipped_times: bool,
     as_json: Path | None,
 ) -> None:
     plan = Plan(
@@ -61,7 +65,16 @@ def main(
     )
     click.echo(f"seed {plan.seed}")
     with tempfile.TemporaryDirectory(prefix="castgate-chaos-") as made:
-        outcome = uvloop.run(run(plan, folder or Path(made), gateways=gateways, workers=workers, clients=clients))
+        outcome = uvloop.run(
+            run(
+                plan,
+                folder or Path(made),
+                gateways=gateways,
+                workers=workers,
+                clients=clients,
+                patience=SHIPPED if shipped_times else Patience(),
+            )
+        )
     for line in report.lines(outcome, plan):
         click.echo(line)
     if as_json is not None:

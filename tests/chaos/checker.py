@@ -53,6 +53,19 @@ class Cast:
     hold_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """From then until then, seconds since 1970, connections were bound to be lost; ``is_idle``: only those of calls that
+    had not come through, as when a worker that is replaced closes what a client is about to use."""
+
+    from_s: float
+    until_s: float
+    is_idle: bool
+
+    def explains(self, call: Call, *, has_cast: bool) -> bool:
+        return self.from_s <= call.ended_s and call.sent_s <= self.until_s and not (self.is_idle and has_cast)
+
+
 class Record:
     """The cast service's, by the ids of calls."""
 
@@ -92,6 +105,7 @@ class Findings:
 def check_ledger(findings: Findings, account: Account, casts: Mapping[str, list[Cast]], rows: Sequence[asyncpg.Record]) -> None:  # fmt: skip
     """Over, missing and double, of one account."""
     by_id: dict[str, asyncpg.Record] = {row["id"]: row for row in rows}
+    of_cast: dict[str, asyncpg.Record] = {row["cast_id"]: row for row in rows if row["cast_id"] is not None}
     by_cast: Counter[str] = Counter(row["cast_id"] for row in rows if row["cast_id"] is not None)
     made = [(call, cast) for call in account.calls for cast in casts.get(call.call_id, ())]
     known = {cast.cast_id for _, cast in made}
@@ -99,11 +113,13 @@ def check_ledger(findings: Findings, account: Account, casts: Mapping[str, list[
     used_at: list[int] = []
     before = len(findings.said)
     for call, cast in made:
-        event = by_id.get(cast.hold_id)
+        event = by_id.get(cast.hold_id) or of_cast.get(cast.cast_id)
         used_at.append(cast.ms if event is None else event["ms"])
-        if event is None and not by_cast[cast.cast_id]:
+        if event is None:
             findings.find("missing", f"cast {cast.cast_id} of hold {cast.hold_id}, call {call.shown()}")
-        elif by_cast[cast.cast_id] > 1 or (event is None or event["cast_id"] not in (None, cast.cast_id)):
+        else:
+            holds.add(event["id"])  # what passed without a hold has an event of another id than the service was told
+        if by_cast[cast.cast_id] > 1 or (event is not None and event["cast_id"] not in (None, cast.cast_id)):
             findings.find("double", f"cast {cast.cast_id} of hold {cast.hold_id}, {by_cast[cast.cast_id]} events")
     for row in rows:
         if row["cast_id"] is not None and row["cast_id"] not in known:
@@ -123,7 +139,7 @@ def check_ledger(findings: Findings, account: Account, casts: Mapping[str, list[
                 findings.over_max = max(findings.over_max, over)
                 findings.find("over", f"{what}: {over} more than {budget}")
     if len(findings.said) > before:
-        findings.said += _story(account, made, rows)
+        findings.said += _story(account, casts, rows)
 
 
 def _most(period: str, time_zone: str, times_ms: Iterable[int]) -> int:
@@ -132,16 +148,25 @@ def _most(period: str, time_zone: str, times_ms: Iterable[int]) -> int:
     return max(windows.values(), default=0)
 
 
-def check_answers(findings: Findings, account: Account, killed: Sequence[tuple[float, float]]) -> None:
-    """``killed``: when connections were bound to be lost, seconds since 1970."""
+def check_answers(
+    findings: Findings,
+    account: Account,
+    casts: Mapping[str, list[Cast]],
+    rows: Sequence[asyncpg.Record],
+    cuts: Sequence[Cut],
+) -> None:
+    """No answer is wrong: not one of the account's calls got what none should get."""
+    before = len(findings.said)
     for call in account.calls:
         findings.calls += 1
         findings.results[str(call.result)] += 1
         if call.result in (CUT, REFUSED):
-            if not any(begin - 0.1 <= call.ended_s and call.sent_s <= end for begin, end in killed):
+            if not any(cut.explains(call, has_cast=call.call_id in casts) for cut in cuts):
                 findings.find("wrong", call.shown())
         elif call.result == NO_ANSWER or (
-            isinstance(call.result, int) and call.result not in (200, 402, 429) and call.fault != f"status={call.result}"
+            isinstance(call.result, int)
+            and call.result not in (200, 402, 429)
+            and call.fault != f"status={call.result}"
         ):
             findings.find("wrong", call.shown())
         elif call.result == 402:
@@ -150,6 +175,8 @@ def check_answers(findings: Findings, account: Account, killed: Sequence[tuple[f
                 findings.find("wrong", f"only {could_count} may count of {account.budgets}: {call.shown()}")
         elif call.result == 429 and account.plan != "hurried":
             findings.find("wrong", call.shown())
+    if len(findings.said) > before:
+        findings.said += _story(account, casts, rows)
 
 
 def _may_count(call: Call, at: Call) -> bool:
@@ -167,27 +194,26 @@ def check_spent(findings: Findings, account: Account, rows: Sequence[asyncpg.Rec
     if last is None or last.result != 402:
         return  # it has more than was tried
     left = [
-        budget.limit - _most(budget.period, budget.time_zone, (row["ms"] for row in rows))
-        for budget in account.budgets
+        budget.limit - _most(budget.period, budget.time_zone, (row["ms"] for row in rows)) for budget in account.budgets
     ]
     if min(left) > 0:
         findings.find("unspent", f"{account.account_id}: {min(left)} left of {account.budgets}")
 
 
-def _story(account: Account, made: Sequence[tuple[Call, Cast]], rows: Sequence[asyncpg.Record]) -> list[str]:
+def _story(account: Account, casts: Mapping[str, list[Cast]], rows: Sequence[asyncpg.Record]) -> list[str]:
     """All there is to know of the account."""
-    of_call = {call.call_id: cast for call, cast in made}
+    of_call = {call.call_id: casts[call.call_id][0] for call in account.calls if call.call_id in casts}
     events = {row["id"]: row for row in rows}
     lines = [f"  account {account.account_id}, {account.plan}, {account.budgets}:"]
     for call in sorted(account.calls, key=lambda one: one.sent_s):
-        if call.result in (402, 429) or call.fault.startswith("status"):
+        if call.result in (402, 429):
             continue
         cast = of_call.get(call.call_id)
         event = events.get(cast.hold_id) if cast is not None else None
         told = "no cast" if cast is None else f"cast {cast.cast_id[:8]} at {cast.ms} hold {cast.hold_id}"
         charged = "" if event is None else f", event {event['outcome']} at {event['ms']}"
         lines.append(f"    {call.shown()[:120]}: {told}{charged}")
-    holds = {cast.hold_id for _, cast in made}
+    holds = {cast.hold_id for cast in of_call.values()}
     lines += [f"    event without a cast: {dict(row)}" for row in rows if row["id"] not in holds]
     return lines
 
@@ -246,10 +272,6 @@ def holds_in_redis(redis: Redis, accounts: Sequence[Account] = ()) -> list[str]:
     return found
 
 
-async def holds_in_postgres(
-    connection: "asyncpg.Connection[asyncpg.Record]", accounts: Sequence[Account]
-) -> list[str]:
+async def holds_in_postgres(connection: "asyncpg.Connection[asyncpg.Record]", accounts: Sequence[Account]) -> list[str]:
     rows = await connection.fetch(_HOLDS, [account.account_id for account in accounts])
     return [str(dict(row)) for row in rows]
-
-

@@ -11,18 +11,20 @@ from tests.chaos.stores import stop, wake
 from tests.chaos.world import World
 
 REDIS, POSTGRES, PROCESS = "redis", "postgres", "process"
+# Which connections may be lost: none, those on which no call had come to the service, any.
+NONE, IDLE, ANY = "none", "idle", "any"
 
 Act = Callable[[World, random.Random], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """``cuts``: connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins."""
+    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins."""
 
     name: str
     part: str
     act: Act
-    cuts: bool = False
+    cuts: str = NONE
     lone: bool = False
     needs_small_disks: bool = False
 
@@ -231,10 +233,10 @@ KINDS = (
     Kind(name="postgres stalls", part=POSTGRES, act=_link(POSTGRES, "stall", longest_s=3.0)),
     Kind(name="postgres slow", part=POSTGRES, act=_link(POSTGRES, "slow", (1, 400))),
     Kind(name="postgres away, disk full", part=POSTGRES, act=_disk_full, needs_small_disks=True),
-    Kind(name="worker killed", part=PROCESS, act=_worker_kill, cuts=True),
+    Kind(name="worker killed", part=PROCESS, act=_worker_kill, cuts=ANY),
     Kind(name="worker stopped", part=PROCESS, act=_worker_stop),
-    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=True),
-    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced),
+    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=ANY),
+    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced, cuts=IDLE),
 )
 
 
@@ -252,6 +254,6 @@ def both(one: Kind, other: Kind) -> Kind:
         return f"{first}; {later_s:.2f} s later {second}"
 
     return Kind(
-        name=f"{one.name} + {other.name}", part="double", act=act, cuts=one.cuts or other.cuts,
+        name=f"{one.name} + {other.name}", part="double", act=act, cuts=max(one.cuts, other.cuts, key=(NONE, IDLE, ANY).index),
         needs_small_disks=one.needs_small_disks or other.needs_small_disks,
     )  # fmt: skip

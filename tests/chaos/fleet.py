@@ -82,9 +82,7 @@ class Gateway:
 
     def start(self) -> None:
         words = [sys.executable, "-m", "gateway", "serve", "--config", str(self._config)]
-        self.process = child(
-            [*words, "--workers", str(self.workers)], environment=self._environment, log=self._log
-        )
+        self.process = child([*words, "--workers", str(self.workers)], environment=self._environment, log=self._log)
 
     @property
     def worker_pids(self) -> list[int]:

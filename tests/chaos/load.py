@@ -70,6 +70,8 @@ class Client:
             call_id=f"{self.number}-{self._calls}", account=account, gateway=self.gateway, fault=fault,
             sent_s=time.time(),
         )  # fmt: skip
+        if self._reader is not None and self._reader.at_eof():
+            self.close()
         if self._writer is None or self._writer.is_closing():
             try:
                 self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
