@@ -552,7 +552,7 @@ WITH ceiling AS MATERIALIZED (
     FROM reached
     -- Two gateways that find the same wait for each other in one direction only.
     ORDER BY account_id, window_end, period, time_zone, week_start, name
-    ON CONFLICT (account_id, window_end, period, time_zone, week_start, threshold) DO NOTHING
+    ON CONFLICT DO NOTHING
     RETURNING *
 ), queued AS (
     INSERT INTO webhook_outbox (id) SELECT id FROM announced WHERE $10

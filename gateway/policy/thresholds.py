@@ -24,8 +24,8 @@ def thresholds_of(
 ) -> dict[str, tuple[Threshold, ...]]:
     """The thresholds of an account's effective limits, lowest first, by kind; kinds without any are left out.
 
-    ``soft_limits`` are the account's own, in microcents by kind. A limit of 0 has no shares. As in soft_limits_announce
-    (queries.sql), which has the last word.
+    ``soft_limits`` are the account's own, in microcents by kind. A limit of 0 has no shares, and none is reached before
+    anything is used. As in soft_limits_announce (queries.sql), which has the last word.
     """
     found: dict[str, tuple[Threshold, ...]] = {}
     for limit in limits:
@@ -36,7 +36,7 @@ def thresholds_of(
         ]
         soft = soft_limits.get(limit.kind)
         if soft is not None:
-            thresholds.append(Threshold(name=SOFT, amount_microcents=soft))
+            thresholds.append(Threshold(name=SOFT, amount_microcents=max(soft, 1)))
         if thresholds:
             found[limit.kind] = tuple(sorted(thresholds, key=lambda one: one.amount_microcents))
     return found
