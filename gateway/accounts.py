@@ -46,6 +46,7 @@ _BATCH_MAX = 500
 # After a failed refresh, before the next one.
 _REFRESH_PAUSE_S = 1.0
 NOT_LOADED = -1
+_NO_SOFT_LIMITS: Mapping[str, int] = {}
 
 _log = structlog.get_logger()
 
@@ -66,8 +67,10 @@ class Account:
         "own",
         "plan",
         "seeded",
+        "soft_limits",
         "stored_plan",
         "version",
+        "watch",
     )
 
     def __init__(self, account_id: str) -> None:
@@ -76,11 +79,13 @@ class Account:
         self.stored_plan: str | None = None
         self.own: tuple[BudgetLimit, ...] = ()
         self.limits: tuple[BudgetLimit, ...] = ()
+        self.soft_limits = _NO_SOFT_LIMITS  # of its own budgets that have one, in microcents by kind
         self.version = NOT_LOADED
         self.loaded = float("-inf")  # when the facts were last read, by the clock of Accounts
         self.admission: object | None = None
         # Admission's too, and kept: the generation of Redis' data that was told by us what the account had used.
         self.seeded = 0
+        self.watch: object | None = None  # soft limits': how far their thresholds are used
 
     def __repr__(self) -> str:
         return f"Account({self.account_id!r}, plan={self.plan!r}, version={self.version})"
@@ -122,6 +127,11 @@ class Accounts:
         if len(self._recent) > self._entries_max:
             self._recent.popitem(last=False)
         return account
+
+    def met(self, account_id: str) -> Account | None:
+        """The account, if this worker has it and knows its facts."""
+        account = self._living.get(account_id)
+        return account if account is not None and account.version != NOT_LOADED else None
 
     def due_s(self, account: Account) -> float:
         """When the account's facts should be read again, by the clock given."""
@@ -212,7 +222,7 @@ class Accounts:
             if row["facts_version"] < account.version and started < account.loaded:
                 continue  # an older answer that overtook a newer one
             plan = rules.plan_of(row["plan"])
-            own = _own_limits(row["budgets"])
+            own, soft_limits = _own_limits(row["budgets"])
             limits = effective_limits(own, plan.budgets)
             if limits != account.limits or plan.name != account.plan or row["facts_version"] != account.version:
                 account.admission = None
@@ -220,6 +230,7 @@ class Accounts:
             account.stored_plan = row["plan"]
             account.own = own
             account.limits = limits
+            account.soft_limits = soft_limits
             account.version = row["facts_version"]
             account.loaded = now
             self._end_plan_in(account, row["plan_left_s"])
@@ -244,19 +255,23 @@ class Accounts:
             account.admission = None
 
 
-def _own_limits(budgets: str | None) -> tuple[BudgetLimit, ...]:
-    """The rows of ``budgets`` as load_facts gives them."""
+def _own_limits(budgets: str | None) -> tuple[tuple[BudgetLimit, ...], Mapping[str, int]]:
+    """The rows of ``budgets`` as load_facts gives them: hard limits, and soft ones in microcents by kind."""
     if budgets is None:
-        return ()
-    return tuple(
-        BudgetLimit(
+        return (), _NO_SOFT_LIMITS
+    limits = []
+    soft_limits = {}
+    for period, hard_limit_microcents, time_zone, week_start, soft_limit_microcents in json.loads(budgets):
+        limit = BudgetLimit(
             period=period,
             hard_limit_microcents=hard_limit_microcents,
             time_zone=_known_zone(time_zone),
             week_start=week_start if period == "weekly" else 1,
         )
-        for period, hard_limit_microcents, time_zone, week_start in json.loads(budgets)
-    )
+        limits.append(limit)
+        if soft_limit_microcents is not None:
+            soft_limits[limit.kind] = soft_limit_microcents
+    return tuple(limits), soft_limits
 
 
 @lru_cache(maxsize=4096)

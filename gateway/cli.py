@@ -1,4 +1,5 @@
-"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync; cli_ledger has those of the ledger.
+"""The ``castgate`` command: serve, check, explain, schema, migrate, billing sync; cli_ledger adds maintain, spool and
+reconcile, cli_outbox outbox.
 
 Exit codes: 0 done or stopped as asked; 1 it could not be done, the reason is on standard error; 2 the command line is
 wrong; 130 stopped at once by a second signal. Nothing that an operator can get wrong ends in a traceback.
@@ -21,6 +22,7 @@ from gateway.billing_sync import AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
 from gateway.cli_config import config_option, fail
 from gateway.cli_ledger import maintain_command, reconcile_accounts, spool_group
+from gateway.cli_outbox import outbox_group
 from gateway.config import ConfigError, load
 from gateway.config.schema import policies_schema_text
 from gateway.explain import FAULTS, Question, explain
@@ -59,6 +61,7 @@ def main() -> None:
       castgate spool ls                  what waits on the disk for Postgres
       castgate reconcile                 do ledger, counters, Redis and casts agree?
       castgate maintain                  make the months of the ledger, drop old ones
+      castgate outbox ls                 what the webhook has not taken yet
       castgate serve --workers 4         serve until Ctrl-C
     """
 
@@ -293,3 +296,4 @@ def sync_command(config: Path) -> None:
 main.add_command(reconcile_accounts)
 main.add_command(maintain_command)
 main.add_command(spool_group)
+main.add_command(outbox_group)

@@ -134,6 +134,9 @@ _DECLARED = (
     _gauge("castgate_drift_microcents", "How far apart ledger, counters and Redis are.", "between", merge="max"),
     _gauge("castgate_drift_accounts", "Accounts of which they do not say the same.", merge="max"),
     _counter("castgate_drift_accounts_compared_total", "Accounts of which they were compared."),
+    # Soft limits.
+    _counter("castgate_soft_limit_total", "Thresholds of budgets that were reached, in percent or soft.", "threshold"),
+    _counter("castgate_webhook_attempts_total", "Attempts to deliver a message (delivered, failed, dead).", "result"),
     # Billing.
     _gauge("castgate_billing_enabled", "1 if billing is on, else 0.", merge="max"),
     _counter("castgate_billing_requests_total", "Calls for a checkout or portal page, by result.", "page", "result"),

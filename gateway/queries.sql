@@ -10,7 +10,8 @@
 SELECT asked.account_id, coalesce(billing.facts_version, 0) AS facts_version,
        CASE WHEN billing.plan_until <= now() THEN NULL ELSE billing.plan END AS plan,
        CASE WHEN billing.plan_until > now() THEN extract(epoch FROM billing.plan_until - now())::float8 END AS plan_left_s,
-       (SELECT json_agg(json_build_array(budget.period, budget.hard_limit_microcents, budget.time_zone, budget.week_start))
+       (SELECT json_agg(json_build_array(budget.period, budget.hard_limit_microcents, budget.time_zone, budget.week_start,
+                                         budget.soft_limit_microcents))
         FROM budgets AS budget
         WHERE budget.account_id = asked.account_id) AS budgets
 FROM unnest($1::text[]) AS asked(account_id)
@@ -529,3 +530,136 @@ SELECT name, until, events, cost_microcents, kept FROM castgate_drop_usage_month
 -- name: late_usage
 -- Maintain: how many calls came after their month was dropped, and were not counted; and what they cost.
 SELECT count(*) AS calls, coalesce(sum(cost_microcents), 0)::bigint AS microcents FROM usage_events_late;
+
+-- name: soft_limits_announce
+-- Soft limits: writes down which thresholds the accounts $1 have reached in windows that are open (or were until an hour
+-- ago: an event may be late) and were never announced; with $10, also for the webhook. Those new come back, smallest first:
+-- whoever gets them announces them. $2 to $6 are the plans' ceilings (plan, period, zone, week start, microcents), $7 and $8
+-- the plans' thresholds (plan, percent), $9 the names of all plans, the default plan first.
+-- All from one snapshot of what is committed. OFFSET 0 and LIMIT 1: one look into each index for each account.
+WITH ceiling AS MATERIALIZED (
+    SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[])
+        AS one(plan, period, time_zone, week_start, microcents)
+), share AS MATERIALIZED (
+    SELECT * FROM unnest($7::text[], $8::bigint[]) AS one(plan, percent)
+), reached AS (
+    SELECT counter.*, holder.plan, lowest.microcents AS limit_microcents, threshold.name, threshold.microcents
+    FROM (SELECT DISTINCT account_id FROM unnest($1::text[]) AS one(account_id)) AS asked
+    LEFT JOIN LATERAL (
+        SELECT plan FROM billing_accounts
+        WHERE account_id = asked.account_id AND (plan_until > now() OR plan_until IS NULL) LIMIT 1
+    ) AS billing ON true
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN billing.plan = ANY($9::text[]) THEN billing.plan ELSE ($9::text[])[1] END AS plan
+    ) AS holder
+    CROSS JOIN LATERAL (
+        SELECT account_id, window_start, window_end, period, time_zone, week_start, used_microcents FROM usage_counters
+        WHERE account_id = asked.account_id AND window_end > now() - interval '1 hour' AND used_microcents > 0
+        OFFSET 0
+    ) AS counter
+    LEFT JOIN LATERAL (
+        SELECT hard_limit_microcents, soft_limit_microcents FROM budgets
+        WHERE account_id = asked.account_id AND period = counter.period
+          AND (period = 'total' OR time_zone = counter.time_zone)
+          AND (period <> 'weekly' OR week_start = counter.week_start)
+        LIMIT 1
+    ) AS own ON true
+    CROSS JOIN LATERAL (
+        SELECT least(own.hard_limit_microcents, min(ceiling.microcents)) AS microcents FROM ceiling
+        WHERE ceiling.plan = holder.plan AND ceiling.period = counter.period
+          AND ceiling.time_zone = counter.time_zone AND ceiling.week_start = counter.week_start
+    ) AS lowest
+    CROSS JOIN LATERAL (
+        SELECT share.percent::text AS name, (lowest.microcents * share.percent + 99) / 100 AS microcents FROM share
+        WHERE share.plan = holder.plan AND lowest.microcents > 0
+        UNION ALL
+        SELECT 'soft', own.soft_limit_microcents WHERE own.soft_limit_microcents IS NOT NULL
+    ) AS threshold
+    WHERE counter.used_microcents >= threshold.microcents
+), announced AS (
+    INSERT INTO soft_limit_announcements (account_id, window_end, period, time_zone, week_start, threshold, id, window_start,
+                                          plan, threshold_microcents, limit_microcents, used_microcents)
+    SELECT account_id, window_end, period, time_zone, week_start, name,
+           'msg_' || left(encode(sha256(convert_to(concat_ws(
+               '|', period, time_zone, week_start, extract(epoch FROM window_start)::bigint, name, account_id
+           ), 'UTF8')), 'hex'), 32),
+           window_start, plan, microcents, limit_microcents, used_microcents
+    FROM reached
+    -- Two gateways that find the same wait for each other in one direction only.
+    ORDER BY account_id, window_end, period, time_zone, week_start, name
+    ON CONFLICT DO NOTHING
+    RETURNING *
+), queued AS (
+    INSERT INTO webhook_outbox (id) SELECT id FROM announced WHERE $10
+)
+SELECT * FROM announced ORDER BY account_id, window_end, threshold_microcents, threshold;
+
+-- name: soft_limits_sweep_lease
+-- Soft limits: the right to look for what was not noticed, for $1 seconds, and the account after which to go on; no row
+-- while somebody else has it, or it is too early.
+INSERT INTO soft_limit_sweep AS sweep (leased_until) VALUES (now() + make_interval(secs => $1))
+ON CONFLICT (one) DO UPDATE SET leased_until = excluded.leased_until WHERE sweep.leased_until <= now()
+RETURNING after;
+
+-- name: soft_limits_sweep_done
+-- Soft limits: the search goes on after account $1, in $2 seconds.
+UPDATE soft_limit_sweep SET after = $1, leased_until = now() + make_interval(secs => $2);
+
+-- name: soft_limits_accounts
+-- Soft limits: the next accounts after $1 that have counters, at most $2; one look into the index for each.
+WITH RECURSIVE page(account_id, place) AS (
+    SELECT $1::text COLLATE "C", 0
+    UNION ALL
+    SELECT (SELECT min(account_id) FROM usage_counters WHERE account_id > page.account_id), place + 1
+    FROM page WHERE page.account_id IS NOT NULL AND place < $2
+)
+SELECT account_id FROM page WHERE account_id IS NOT NULL AND place > 0 ORDER BY place;
+
+-- name: soft_limits_forget
+-- Soft limits: what was announced of the accounts $1 in windows that ended $2 seconds ago or earlier.
+DELETE FROM soft_limit_announcements
+WHERE account_id = ANY($1::text[]) AND window_end < now() - make_interval(secs => $2);
+
+-- name: outbox_claim
+-- Outbox: at most $1 messages that are due, for $2 seconds ours; who dies with one leaves it to the next.
+WITH due AS (
+    SELECT id FROM webhook_outbox WHERE state = 'waiting' AND due_at <= now()
+    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE webhook_outbox AS message SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
+    FROM due WHERE message.id = due.id
+    RETURNING message.id, message.attempts, extract(epoch FROM now() - message.queued_at)::float8 AS age_s
+)
+SELECT * FROM claimed JOIN soft_limit_announcements USING (id);
+
+-- name: outbox_delivered
+-- Outbox: the receiver has message $1, whoever brought it.
+UPDATE webhook_outbox SET state = 'delivered', finished_at = now(), last_error = NULL WHERE id = $1;
+
+-- name: outbox_failed
+-- Outbox: attempt $2 to deliver message $1 failed because of $3; the next one is in $4 seconds. No row where another
+-- attempt has begun, or it is over.
+UPDATE webhook_outbox SET due_at = now() + make_interval(secs => $4), last_error = $3
+WHERE id = $1 AND attempts = $2 AND state = 'waiting'
+RETURNING id;
+
+-- name: outbox_dead
+-- Outbox: attempt $2 to deliver message $1 was the last; it failed because of $3. No row where another attempt has begun.
+UPDATE webhook_outbox SET state = 'dead', finished_at = now(), last_error = $3
+WHERE id = $1 AND attempts = $2 AND state = 'waiting'
+RETURNING id;
+
+-- name: outbox_list
+-- Outbox: for people, newest first, at most $2; those that are not delivered or, with $1, all.
+SELECT message.id, message.state, message.attempts, message.last_error, told.account_id, told.period, told.threshold,
+       extract(epoch FROM now() - message.queued_at)::float8 AS age_s,
+       extract(epoch FROM message.due_at - now())::float8 AS due_s
+FROM webhook_outbox AS message JOIN soft_limit_announcements AS told USING (id)
+WHERE $1 OR message.state <> 'delivered'
+ORDER BY message.queued_at DESC, message.id LIMIT $2;
+
+-- name: outbox_retry
+-- Outbox: messages $1 (NULL: all that are dead) are due now, as if they were new.
+UPDATE webhook_outbox SET state = 'waiting', attempts = 0, queued_at = now(), due_at = now(), finished_at = NULL
+WHERE id = ANY($1::text[]) OR ($1::text[] IS NULL AND state = 'dead')
+RETURNING id;

@@ -42,6 +42,7 @@ from gateway.maintain import MonthsAhead
 from gateway.metrics import FAMILIES, Metrics, exposition
 from gateway.observer import Observer
 from gateway.otlp import Spans
+from gateway.outbox import Outbox
 from gateway.payments import Payments
 from gateway.policy.routes import RouteTable
 from gateway.policy.rules import Rules
@@ -51,12 +52,14 @@ from gateway.relay.counters import wall_clock_ms
 from gateway.relay.forwarding import Forwarding
 from gateway.relay.pool import Pool
 from gateway.relay.relay import Limits, Relay
+from gateway.soft_limits import SoftLimits
+from gateway.soft_limits_sweep import Sweep
 from gateway.spool import Spool
 from gateway.spool_replay import Replay
 from gateway.tasks import Tasks
 from gateway.tls import ListenerTls
 from gateway.upstream_addresses import WAITING_MAX, new_upstream
-from gateway.usage_events import UsageEvent
+from gateway.usage_events import UsageEvent, WindowUsage
 from gateway.vitals import Vitals
 
 # Connections to the hosted application cost two file descriptors each and no network.
@@ -130,7 +133,17 @@ class Worker:
             tasks=self._tasks,
             metrics=self._metrics,
         )
-        self._ledger.on_committed = self._admission.posted
+        webhook = settings.soft_limits.webhook
+        self._outbox = Outbox(self._database, webhook, self._tasks, self._metrics) if webhook.url else None
+        self._soft_limits = SoftLimits(
+            database=self._database,
+            accounts=self._accounts,
+            rules=self._current_rules,
+            tasks=self._tasks,
+            metrics=self._metrics,
+            queued=self._outbox.wake if self._outbox else None,
+        )
+        self._ledger.on_committed = self._committed
         self._ledger.on_dropped = self._admission.dropped
         self._ledger.on_put_off = self._put_off
         if self._spool is not None:
@@ -184,6 +197,10 @@ class Worker:
     def _claim(self, worker_id: str, events: Sequence[UsageEvent]) -> None:
         """The holds of ``events`` are in the book of a worker that is gone, and end there when the ledger has them."""
         self._admission.orphans.pending.update(dict.fromkeys((event.event_id for event in events), worker_id))
+
+    def _committed(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
+        self._admission.posted(events, usages)
+        self._soft_limits.committed(usages)
 
     def _put_off(self, events: Sequence[UsageEvent]) -> None:
         """The holds of ``events`` stay in the books of workers that are gone, to be swept again."""
@@ -252,6 +269,12 @@ class Worker:
         if self._parameters.index == 0:
             months = MonthsAhead(self._database, self._settings.ledger.partitions_ahead)
             self._tasks.start("months", months.run())
+        sweep_interval_s = self._settings.soft_limits.sweep_interval_s
+        if self._parameters.index == 0 and sweep_interval_s > 0:
+            sweep = Sweep(self._database, self._soft_limits, interval_s=sweep_interval_s)
+            self._tasks.start("soft_limits.sweep", sweep.run())
+        if self._outbox is not None:
+            self._outbox.start()
         if self._billing is not None:
             self._tasks.start("billing.sync", sync_at_start(self._billing, self._metrics))
         listener = socket.socket(fileno=self._parameters.listen_fd)
@@ -330,6 +353,9 @@ class Worker:
         if self._spool is not None:
             await self._spool.close()
         await self._admission.close()
+        await self._soft_limits.close()
+        if self._outbox is not None:
+            await self._outbox.close()
         await self._fleet.leave()
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()

@@ -18,6 +18,7 @@ from gateway.config.scalars import (
     one_of_words,
     optional,
     or_variable,
+    percents,
     reader_of,
     size_bytes,
     text,
@@ -37,10 +38,13 @@ from gateway.policy.rules import (
     Policy,
     RateLimit,
 )
+from gateway.policy.thresholds import PERCENTS
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
 KEYS_MAX = 4
+# Each is a label of a metric, and a message for each account and period.
+SOFT_LIMITS_MAX = 10
 # Beyond any real rate, and far below 2^53, where Redis' Lua stops counting exactly.
 LIMIT_MAX = 1_000_000_000
 
@@ -278,6 +282,11 @@ class PlanSpec(Section):
     rate_limits: dict[Name, RateLimitOverride] = Field(
         default_factory=dict, description="another limit for a policy's rate limit of that name"
     )
+    soft_limit_percents: Annotated[
+        tuple[int, ...],
+        percents(SOFT_LIMITS_MAX),
+        Field(description="announced once a period when so much of a budget is used, in percent; [] announces nothing"),
+    ] = PERCENTS
 
     def compiled(self, name: str) -> Plan:
         amounts = {period: getattr(self.hard_limit_cents, period) for period in PERIOD_PRECEDENCE}
@@ -295,6 +304,7 @@ class PlanSpec(Section):
             ),
             rate_limits={limit_name: override.limit for limit_name, override in self.rate_limits.items()},
             stripe_price=self.stripe_price,
+            soft_limit_percents=self.soft_limit_percents,
         )
 
 

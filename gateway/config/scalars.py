@@ -4,6 +4,7 @@ Values arrive as text, from the file or from an environment variable in it; mode
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -30,6 +31,8 @@ _SIZE_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_NAME = re.compile(r"SECRET|KEY|TOKEN|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"@|password=|\b(?:sk|rk|whsec)_", re.IGNORECASE)
 
+# Standard Webhooks 1.0, "Signature scheme".
+_SIGNING_PREFIX = "whsec_"
 # Of a price by the unit: a unit may be a byte, and a terabyte of them still costs something.
 _PRICE_DECIMALS_MAX = 18
 
@@ -314,6 +317,38 @@ def statuses() -> Kind:
         return frozenset(read_status(status) for status in value)
 
     return Kind(read, schema={"type": "array", "minItems": 1, "items": whole(100, 599).schema})
+
+
+def percents(count_max: int) -> Kind:
+    """A list of different whole percents, 1 to 100, in ascending order once read."""
+    read_percent = reader_of(whole(1, 100))
+
+    def read(value: object) -> tuple[int, ...]:
+        listed = [read_percent(percent) for percent in value] if isinstance(value, list | tuple) else None
+        if listed is None or len(listed) > count_max or len(set(listed)) < len(listed):
+            raise expected(f"a list of at most {count_max} different percents such as [50, 80, 100]", value)
+        return tuple(sorted(listed))
+
+    return Kind(read, schema={"type": "array", "maxItems": count_max, "items": whole(1, 100).schema})
+
+
+def signing_secrets() -> Kind:
+    """Secrets of Standard Webhooks, ``whsec_`` and base64 of 24 to 64 bytes; several separated by commas. Or None."""
+    what = "whsec_ and the base64 of 24 to 64 random bytes (several separated by commas)"
+    read_text = reader_of(secret(what, {"sk_": "a Stripe secret key", "pk_": "a Stripe publishable key"}))
+
+    def read(value: object) -> str | None:
+        stripped: str | None = read_text(value)
+        for one in (stripped or "").split(",") if stripped else ():
+            try:
+                key = b64decode(one.removeprefix(_SIGNING_PREFIX), validate=True)
+            except ValueError:
+                key = b""
+            if not one.startswith(_SIGNING_PREFIX) or not 24 <= len(key) <= 64:
+                raise mistake(f"expected {what}, found another text")
+        return stripped
+
+    return Kind(read, schema={})
 
 
 def share() -> Kind:

@@ -24,6 +24,7 @@ from gateway.config.scalars import (
     reader_of,
     secret,
     share,
+    signing_secrets,
     size_bytes,
     text,
     url,
@@ -44,6 +45,7 @@ Sql = Annotated[str, text("an SQL statement", length_max=10_000)]
 HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")]
 File = Annotated[str | None, optional(text("a file", length_max=4096))]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
+OptionalHttpUrl = Annotated[str | None, optional(url("an http or https URL", "http", "https"))]
 DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
 RedisUrl = Annotated[str, redis_url()]
 _STRIPE_KEY = "a Stripe secret key (sk_… or rk_…)"
@@ -447,6 +449,40 @@ class Billing(Section):
         return tuple(secret.strip() for secret in listed.split(",") if secret.strip())
 
 
+class BudgetWebhook(Section):
+    """Where announcements of soft limits go; off where no URL is."""
+
+    # Perhaps with a token in it: not shown.
+    url: OptionalHttpUrl = Field(default=None, repr=False)
+    # Several, separated by commas, while one takes over from another: every message is signed with each.
+    secret: Annotated[SecretStr | None, signing_secrets()] = None
+    timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=10.0, alias="timeout")  # of one attempt
+    # Whichever comes first; then the message is dead until castgate outbox retry.
+    attempts_max: Annotated[int, whole(1, 1000)] = 50
+    age_max_s: Annotated[float, duration_s("1s", "30d")] = Field(default=3 * 86400.0, alias="age_max")
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> "BudgetWebhook":
+        if self.url is not None and self.secret is None:
+            raise contradiction(("secret",), "expected a secret, with which the messages are signed")
+        return self
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What to sign with, in order."""
+        listed = self.secret.get_secret_value() if self.secret else ""
+        return tuple(one for one in listed.split(",") if one)
+
+
+class SoftLimits(Section):
+    """Announcements of how far budgets are used; which shares of them is the plans' to say."""
+
+    # How often somebody looks for what was not noticed at once: a limit that was lowered, a worker that was killed. A
+    # pass takes a tenth of one Postgres backend. 0s: never.
+    sweep_interval_s: Annotated[float, duration_s("0s", "1d")] = Field(default=60.0, alias="sweep_interval")
+    webhook: BudgetWebhook = BudgetWebhook()
+
+
 class Metrics(Section):
     """Who may read ``/metrics``; the admin listener always serves it."""
 
@@ -501,6 +537,7 @@ class Settings(Section):
     accounts: Accounts = Accounts()
     ledger: Ledger = Ledger()
     billing: Billing = Billing()
+    soft_limits: SoftLimits = SoftLimits()
     metrics: Metrics = Metrics()
     log: Log = Log()
     traces: Traces = Traces()

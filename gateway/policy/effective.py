@@ -66,6 +66,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "budgets": {budget.period: _budget_data(budget) for budget in plan.budgets},
         "rate_limits": dict(plan.rate_limits),
         "stripe_price": plan.stripe_price or "none",
+        "soft_limit_percents": list(plan.soft_limit_percents),
     }
 
 

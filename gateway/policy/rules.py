@@ -10,6 +10,7 @@ from fractions import Fraction
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import HOLD, Part, amount_of
 from gateway.policy.money import MICROCENTS_MAX, rounded_up
+from gateway.policy.thresholds import PERCENTS
 
 ENFORCE = "enforce"
 SHADOW = "shadow"
@@ -108,6 +109,7 @@ class Plan:
     budgets: tuple[BudgetLimit, ...] = ()
     rate_limits: Mapping[str, int] = field(default_factory=dict)  # rate limit name -> limit
     stripe_price: str | None = None
+    soft_limit_percents: tuple[int, ...] = PERCENTS  # of a budget, ascending: what is announced when it is used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

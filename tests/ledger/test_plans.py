@@ -128,6 +128,17 @@ async def test_reading_facts_scans_no_table(large: Connection) -> None:
     assert await scans_of(large, QUERIES["load_facts"], values) == {}
 
 
+async def test_announcing_soft_limits_scans_no_table(large: Connection) -> None:
+    def values(number: int) -> tuple[object, ...]:
+        names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
+        plans = (["free"], ["monthly"], ["UTC"], [1], [10], ["free"] * 3, [50, 80, 100], ["free"])
+        return (names, *plans, True)
+
+    await large.execute("UPDATE usage_counters SET window_end = 'infinity' WHERE window_end = '2026-12-01 00:00:00+00'")
+    assert await scans_of(large, QUERIES["soft_limits_announce"], values) == {}
+    assert await scans_of(large, QUERIES["soft_limits_accounts"], lambda number: (f"account-{number}", BATCH)) == {}
+
+
 async def test_a_sum_over_a_window_reads_the_index_alone(large: Connection) -> None:
     plan = await large.fetch(
         """

@@ -121,5 +121,6 @@ def test_8_a_ladder_of_plans(desk: Desk, plan: str | None, pace: int) -> None:
         "budgets": {},
         "rate_limits": {"per-account": 600, "at-once": 100},
         "stripe_price": "none",
+        "soft_limit_percents": [50, 80, 100],
     }
     assert shown["starter"]["budgets"]["monthly"]["hard_limit_cents"] == 5000

@@ -83,7 +83,9 @@ def test_a_change_reads_as_a_line() -> None:
     assert "policies.p.cost.fixed_cents: 0.000005 -> 0.25" in lines
     assert "policies.p.cost.hold_cents: removed, was 0.00006" in lines
     added = changes(effective(rules()), effective(replace(rules(), plans={"free": PLAN, "new": Plan(name="new")})))
-    assert [str(change) for change in added] == ["plans.new: added {budgets: {}, rate_limits: {}, stripe_price: none}"]
+    assert [str(change) for change in added] == [
+        "plans.new: added {budgets: {}, rate_limits: {}, stripe_price: none, soft_limit_percents: [50, 80, 100]}"
+    ]
 
 
 def test_a_cost_reads_as_a_line() -> None:
