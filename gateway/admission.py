@@ -495,6 +495,8 @@ def _rate_limited(ask: Ask, place: int, wait_ms: int) -> RateLimited:
         limit=ask.shape.limits[place],
         window_ms=limit.window_ms,
         retry_after_ms=wait_ms,
+        weight=ask.weighs[place],
+        burst=limit.burst,
     )
 
 

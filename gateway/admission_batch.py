@@ -16,6 +16,7 @@ from gateway.policy.periods import Window, window_at
 from gateway.policy.rate_limit_fields import told_places
 from gateway.policy.rules import Plan, Policy
 from gateway.policy.verdicts import BudgetExceeded, LimitLeft, Verdict
+from gateway.policy.weights import usual_weight
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -30,7 +31,8 @@ _plain = re.compile(r"[!#-\[\]-~]{1,128}").fullmatch
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """One call that wants to pass. ``rate_keys`` has the key's value for each of ``policy.rate_limits``.
+    """One call that wants to pass. ``rate_keys`` has the key's value for each of ``policy.rate_limits``, and
+    ``weights`` what the call weighs in it; None where it weighs what is usual under the policy.
 
     ``account`` is None for a call of nobody in particular: only rate limits apply, in the partition of the first key.
     ``done`` hears the verdict, once; that may be before ``Admission.ask`` returns.
@@ -41,7 +43,7 @@ class Ask:
     policy: Policy
     rate_keys: tuple[str, ...]
     done: Callable[[Verdict], None]
-    weight: int = 1
+    weights: tuple[int, ...] | None = None
     # Admission's own from here on.
     lane: "Lane" = field(init=False)
     known: "Known | None" = field(init=False)
@@ -54,6 +56,11 @@ class Ask:
     # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
     in_memory: bool = field(init=False, default=False)
     rate_denial: tuple[int, int] | None = field(init=False, default=None)
+
+    @property
+    def weighs(self) -> tuple[int, ...]:
+        """What it takes from each limit."""
+        return self.shape.weights if self.weights is None else self.weights
 
     def held_row(self) -> list[object]:
         """The hold as ``lua/restore.lua`` wants it."""
@@ -129,12 +136,13 @@ def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
 class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy")
+    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy", "weights")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
         overrides: Mapping[str, int] = plan.rate_limits if plan else {}
         self.limits = tuple(overrides.get(limit.name, limit.limit) for limit in policy.rate_limits)
+        self.weights = tuple(usual_weight(limit.weight) for limit in policy.rate_limits)
         self.has_slots = any(limit.algorithm == "concurrency" for limit in policy.rate_limits)
         rows = []
         self._keys: list[str] = []
@@ -146,7 +154,7 @@ class Shape(_Named):
             self._keys.append(key)
         self._told = told_places(policy)
         tells = [1] if self._told else []
-        super().__init__(json.dumps([policy.name, rows, *tells], separators=(",", ":")))
+        super().__init__(json.dumps([policy.name, rows, self.weights, *tells], separators=(",", ":")))
 
     def left(self, told: Sequence[int]) -> tuple[LimitLeft, ...]:
         """What an admitted call hears of its limits; ``told`` is what the script says of all: left, ms, left, ms, …"""
@@ -179,7 +187,7 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
                 and ask.shape is first.shape
                 and ask.hold_microcents == first.hold_microcents
                 and ask.rate_keys == first.rate_keys
-                and ask.weight == first.weight
+                and ask.weights == first.weights
             ):
                 hold_ids.append(ask.hold_id)
                 continue
@@ -200,8 +208,9 @@ def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str],
     # Nearly every limit is the account's.
     is_own = known is not None and (keys == (known.account_id,) or not keys)
     values = "0" if is_own else f"[{_quoted(keys)}]"
+    weights = "0" if ask.weights is None else f"[{','.join(map(str, ask.weights))}]"
     ids = '","'.join(hold_ids)
-    return f'[{account},{ask.hold_microcents},{shape},{ask.weight},{values},["{ids}"]]'
+    return f'[{account},{ask.hold_microcents},{shape},{weights},{values},["{ids}"]]'
 
 
 def key_value(value: str) -> str:

@@ -24,40 +24,41 @@ class RatesInMemory:
         for ask in open_asks:
             if ask.shape.has_slots and not ask.has_ended:
                 ask.in_memory = True
-                for limiter, algorithm, _ in self._of(ask):
+                for limiter, algorithm, _, weight in self._of(ask):
                     if algorithm == "concurrency":
-                        limiter.take(ask.weight, 0)
+                        limiter.take(weight, 0)
 
     def take(self, ask: Ask, now_ms: int) -> tuple[int, int] | None:
         """From each of the ask's limits, or from none: then the place of the first that refuses and the wait, in ms."""
         limiters = self._of(ask)
-        for place, (limiter, _, number) in enumerate(limiters):
-            wait_ms = limiter.wait_ms(number, ask.weight, now_ms)
+        for place, (limiter, _, number, weight) in enumerate(limiters):
+            wait_ms = limiter.wait_ms(number, weight, now_ms)
             if wait_ms > 0:
                 return place, wait_ms
-        for limiter, _, _ in limiters:
-            limiter.take(ask.weight, now_ms)
+        for limiter, _, _, weight in limiters:
+            limiter.take(weight, now_ms)
         ask.in_memory = True
         return None
 
     def give_back(self, ask: Ask) -> None:
         """What was taken; the call does not pass for another reason."""
-        for limiter, _, _ in self._of(ask):
-            limiter.give_back(ask.weight)
+        for limiter, _, _, weight in self._of(ask):
+            limiter.give_back(weight)
         ask.in_memory = False
 
     def ended(self, ask: Ask) -> None:
         """The call is over: its slots are free."""
         ask.in_memory = False
-        for limiter, algorithm, _ in self._of(ask):
+        for limiter, algorithm, _, weight in self._of(ask):
             if algorithm == "concurrency":
-                limiter.give_back(ask.weight)
+                limiter.give_back(weight)
 
-    def _of(self, ask: Ask) -> list[tuple[Limiter, str, int]]:
-        rows = zip(ask.policy.rate_limits, ask.shape.limits, ask.rate_keys, strict=True)
+    def _of(self, ask: Ask) -> list[tuple[Limiter, str, int, int]]:
+        """Each limit's limiter, its algorithm, what it allows, and what the ask takes from it."""
+        rows = zip(ask.policy.rate_limits, ask.shape.limits, ask.rate_keys, ask.weighs, strict=True)
         return [
-            (self._limiters.of(ask.policy.name, limit, number, value), limit.algorithm, number)
-            for limit, number, value in rows
+            (self._limiters.of(ask.policy.name, limit, number, value), limit.algorithm, number, weight)
+            for limit, number, value, weight in rows
         ]
 
 

@@ -41,7 +41,7 @@ from gateway.policy.verdicts import StoreUnavailable
 from gateway.redis_store import RedisLostError, read_script
 from gateway.redis_topology import topology_of
 from gateway.relay import heads
-from gateway.relay.rate_keys import rate_key
+from gateway.relay.rate_keys import call_weights, rate_key
 from gateway.relay.request import Request
 from gateway.tasks import Tasks
 
@@ -77,7 +77,9 @@ class Question:
 async def explain(loaded: Loaded, question: Question) -> Explanation:
     """What ``loaded`` says to the call. Raises StoreError while Postgres is away, asyncpg.PostgresError."""
     rules, settings = loaded.rules, loaded.settings
-    request = _request(question, loaded)
+    api_key = settings.identity.api_key
+    fields = heads.request_fields(api_key.header, api_key.alternative_header)
+    request = _request(question, loaded, fields)
     told: dict[str, Any] = {"version": rules.version, "method": question.method, "target": question.target}
     if request.target.partition(b"?")[0] in hosted_paths(metrics_public=settings.metrics.public):
         return Explanation(verdict=HOSTED, why="this is an endpoint of the gateway itself, under no policy", **told)
@@ -117,7 +119,8 @@ async def explain(loaded: Loaded, question: Question) -> Explanation:
             rate_key(limit.key, policy, account_id, lines, credentials, question.address.encode())
             for limit in policy.rate_limits
         )
-        return await _decided(loaded, policy, account, values, database, told)
+        weights = call_weights(policy, request, fields)
+        return await _decided(loaded, policy, account, values, weights, database, told)
 
 
 async def _decided(
@@ -125,6 +128,7 @@ async def _decided(
     policy: Policy,
     account: Account | None,
     values: tuple[str, ...],
+    weights: tuple[int, ...],
     database: Database,
     told: dict[str, Any],
 ) -> Explanation:
@@ -133,7 +137,8 @@ async def _decided(
     notes: list[str] = []
     taken: list[tuple[int, int]] | None
     try:
-        now_ms, held, used, taken = await _standing(loaded, account, Ask(account, hold, policy, values, _nobody), shape)
+        ask = Ask(account, hold, policy, values, _nobody, weights)
+        now_ms, held, used, taken = await _standing(loaded, account, ask, shape)
     except RedisLostError as error:
         notes.append(f"Redis is away ({error}): what is under way and the rate limits are not known")
         now_ms, held, used, taken = time.time_ns() // 1_000_000, 0, {}, None
@@ -147,9 +152,9 @@ async def _decided(
             for limit, window in zip(account.limits, windows, strict=True)
         ]
     limits = [
-        LimitStanding(limit=limit, number=number, value=value, taken=count, wait_ms=wait_ms)
-        for limit, number, value, (count, wait_ms) in zip(
-            policy.rate_limits, shape.limits, values, taken or [(0, 0)] * len(values), strict=True
+        LimitStanding(limit=limit, number=number, value=value, weight=weight, taken=count, wait_ms=wait_ms)
+        for limit, number, value, weight, (count, wait_ms) in zip(
+            policy.rate_limits, shape.limits, values, weights, taken or [(0, 0)] * len(values), strict=True
         )
     ]
     denial, passed = denial_of(policy, budgets, limits, hold, now_ms)
@@ -169,10 +174,9 @@ async def _decided(
     return Explanation(verdict=REFUSED, status=answers.denial(denial).status, why=reason_of(denial), **told)
 
 
-def _request(question: Question, loaded: Loaded) -> Request:
+def _request(question: Question, loaded: Loaded, fields: heads.Fields) -> Request:
     """The head as the relay would see it."""
     api_key, session = loaded.settings.identity.api_key, loaded.settings.identity.session
-    fields = heads.request_fields(api_key.header, api_key.alternative_header)
     request = Request()
     request.method, request.target = question.method.encode(), question.target.encode("utf-8", "surrogateescape")
     headers = list(question.headers)

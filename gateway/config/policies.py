@@ -4,11 +4,11 @@ Editors show the descriptions of keys and sections: ``gateway.config.schema`` ma
 """
 
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ModelWrapValidatorHandler, model_validator
 
-from gateway.config.costs import CostSpec, JsonPointer, OptionalCents
+from gateway.config.costs import CostSpec, FieldName, JsonPointer, OptionalCents
 from gateway.config.models import Section, contradiction, present
 from gateway.config.scalars import (
     Kind,
@@ -39,6 +39,7 @@ from gateway.policy.rules import (
     RateLimit,
 )
 from gateway.policy.thresholds import PERCENTS
+from gateway.policy.weights import HeaderWeight, Weight
 
 # One script call checks all of a call's limits; more of them would be a policy that nobody can explain.
 RATE_LIMITS_MAX = 8
@@ -61,7 +62,8 @@ OnOrphan = Literal["charge", "void"]
 _NAME = "a name of at most 64 letters, digits, dots, dashes or underscores"
 Name = Annotated[str, text(_NAME, r"[A-Za-z0-9_.-]{1,64}")]
 TimeZone = Annotated[str, time_zone()]
-Limit = Annotated[int, whole(1, LIMIT_MAX)]
+_LIMIT = whole(1, LIMIT_MAX)
+Limit = Annotated[int, _LIMIT]
 Method = Annotated[str, text("an HTTP method in capitals", r"[A-Z][A-Z-]{0,31}")]
 _KEY_KINDS = "account, api_key, ip, route or header:<name>"
 _HEADER_KEY = r"account|api_key|ip|route|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"
@@ -107,6 +109,39 @@ class Match(Section):
         return self
 
 
+class WeightSpec(Section):
+    """What a field of the request's head says that the call weighs; or a plain number, the same for every call."""
+
+    header: Annotated[FieldName, Field(description="holds one whole number; anything else weighs max")]
+    default: Annotated[Limit, Field(description="the weight of a call without the field")] = 1
+    maximum: Annotated[Limit, Field(alias="max", description="no call weighs more")]
+
+    @classmethod
+    def of(cls, units: int) -> "WeightSpec":
+        """The same for every call."""
+        return cls.model_construct(header="", default=units, maximum=units)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _may_be_a_number(cls, value: Any, handler: ModelWrapValidatorHandler["WeightSpec"]) -> "WeightSpec":
+        return handler(value) if isinstance(value, dict | WeightSpec) else cls.of(reader_of(_LIMIT)(value))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [_LIMIT.schema, handler.resolve_ref_schema(handler(core_schema))]}
+
+    @model_validator(mode="after")
+    def _default_is_within(self) -> "WeightSpec":
+        if self.default > self.maximum:
+            raise contradiction(("default",), f"expected at most max ({self.maximum}), found {self.default}")
+        return self
+
+    def compiled(self) -> Weight:
+        if not self.header:
+            return self.default
+        return HeaderWeight(field=self.header.lower(), default=self.default, maximum=self.maximum)
+
+
 class RateLimitSpec(Section):
     """At most ``limit`` calls a ``window`` for each value of ``key``."""
 
@@ -129,6 +164,9 @@ class RateLimitSpec(Section):
     burst: Annotated[
         int | None, whole(1, LIMIT_MAX), Field(description="token_bucket: how many tokens fit in; default: the limit")
     ] = None
+    weight: Annotated[
+        WeightSpec, Field(description="what a call takes from the limit: a number, or what a field of the request says")
+    ] = WeightSpec.of(1)
     mode: Annotated[
         Mode, choice(ENFORCE, SHADOW), Field(description="shadow: count and log what it would refuse, but let pass")
     ] = "enforce"
@@ -148,6 +186,16 @@ class RateLimitSpec(Section):
             raise contradiction((), f'missing key "window" (algorithm {self.algorithm})')
         if self.algorithm != "token_bucket" and self.burst is not None:
             raise contradiction(("burst",), f"expected no burst for the algorithm {self.algorithm}")
+        if self.algorithm == "concurrency" and self.weight.compiled() != 1:
+            raise contradiction(
+                ("weight",), "expected no weight for the algorithm concurrency, where each call takes one slot"
+            )
+        if self.weight.default > (self.burst or self.limit):
+            most = f"burst ({self.burst})" if self.burst else f"limit ({self.limit})"
+            raise contradiction(
+                ("weight", "default") if self.weight.header else ("weight",),
+                f"expected at most the {most}, as no call would pass, found {self.weight.default}",
+            )
         if self.callers != "identified":
             if self.algorithm == "concurrency":
                 raise contradiction(("callers",), "expected identified for the algorithm concurrency")
@@ -167,6 +215,7 @@ class RateLimitSpec(Section):
             algorithm=self.algorithm,
             burst=self.burst or 0,
             mode=self.mode,
+            weight=self.weight.compiled(),
         )
 
 

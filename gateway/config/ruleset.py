@@ -26,7 +26,7 @@ def check_together(files: Sequence[RuleFile], config: Document, default_plan: st
     yield from _names_taken_twice(files)
     yield from _routes_taken_twice(files)
     if all(file.content is not None for file in files):
-        yield from _unknown_rate_limits(files)
+        yield from _limits_of_plans(files)
         plans = sorted(name for file in files if file.content for name in file.content.plans)
         if default_plan is not None and default_plan not in plans:
             path = ("billing", "default_plan")
@@ -89,12 +89,25 @@ def _routes_taken_twice(files: Sequence[RuleFile]) -> Iterator[Problem]:
         taken[policy.match.path].append((policy, position))
 
 
-def _unknown_rate_limits(files: Sequence[RuleFile]) -> Iterator[Problem]:
-    known = sorted({limit.name for _, _, policy in _policies(files) for limit in policy.rate_limits})
+def _limits_of_plans(files: Sequence[RuleFile]) -> Iterator[Problem]:
+    """A plan's limit of a name that no policy has; or one below what a call weighs, so that none would pass."""
+    heaviest: dict[str, tuple[int, str]] = {}  # by the limit's name: the most that a call weighs, and in which policy
+    for _, _, policy in _policies(files):
+        for limit in policy.rate_limits:
+            weight = 1 if limit.burst else limit.weight.default  # a burst that was set stays as it is
+            heaviest[limit.name] = max(heaviest.get(limit.name, (0, "")), (weight, policy.name))
     for file in files:
         for plan_name, plan in file.content.plans.items() if file.content else ():
-            for name in plan.rate_limits:
-                if name not in known:
-                    path = ("plans", plan_name, "rate_limits", name)
-                    message = f'no policy has a rate limit called "{name}"{near_miss(name, known)}'
+            for name, override in plan.rate_limits.items():
+                path = ("plans", plan_name, "rate_limits", name)
+                if name not in heaviest:
+                    message = f'no policy has a rate limit called "{name}"{near_miss(name, sorted(heaviest))}'
                     yield Problem(position=file.document.key_position(path), key=key_text(path), message=message)
+                elif override.limit < heaviest[name][0]:
+                    weight, policy_name = heaviest[name]
+                    message = (
+                        f'expected at least {weight}, what a call of policy "{policy_name}" weighs, '
+                        f"found {override.limit}"
+                    )
+                    at = (*path, "limit")
+                    yield Problem(position=file.document.position(at), key=key_text(at), message=message)

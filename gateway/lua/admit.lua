@@ -54,16 +54,16 @@ local function budget_outcome(windows, used, held, amount)
 end
 
 -- The first rate limit without room, or nil.
-local function rate_outcome(rows, states, weight)
+local function rate_outcome(rows, states, weights)
   for i, row in ipairs(rows) do
-    local wait = limiters[row[1]].wait(states[i], row, weight)
+    local wait = limiters[row[1]].wait(states[i], row, weights[i])
     if wait > 0 then return {RATE, i - 1, wait} end
   end
 end
 
 -- Like calls that came one after another; what they share is looked up once.
 local function decide(call)
-  local entry, amount, shape, weight, values, ids = entries[call[1]], call[2], shapes[call[3]], call[4], call[5], call[6]
+  local entry, amount, shape, weights, values, ids = entries[call[1]], call[2], shapes[call[3]], call[4], call[5], call[6]
   local account
   if entry then
     local outcome = entry_outcome(entry)
@@ -75,6 +75,7 @@ local function decide(call)
   end
 
   local rows = shape[2]
+  if weights == 0 then weights = shape[3] end
   local states, packed
   local held = account and account.held
   for _, id in ipairs(ids) do
@@ -84,12 +85,12 @@ local function decide(call)
         states = {}
         for i, row in ipairs(rows) do states[i] = limit_load(row, values == 0 and entry[1] or values[i]) end
       end
-      outcome = rate_outcome(rows, states, weight)
+      outcome = rate_outcome(rows, states, weights)
     end
     if not outcome then
       outcome = ADMITTED
-      for i, row in ipairs(rows) do limit_take(states[i], row, weight, id) end
-      if shape[3] then outcome = {ADMITTED, limits_left(rows, states)} end
+      for i, row in ipairs(rows) do limit_take(states[i], row, weights[i], id) end
+      if shape[4] then outcome = {ADMITTED, limits_left(rows, states)} end
       if id ~= '' then
         if account then held = held + amount end
         packed = packed or hold_packed(entry and entry[1] or '', amount, shape[1], slots_of(rows, states))

@@ -10,7 +10,9 @@ local taken_of = {
   c = function(state) return state.count end,
 }
 
-local account_index, _, shape_index, weight, values = unpack(input[5][1])
+local account_index, _, shape_index, weights, values = unpack(input[5][1])
+local shape = input[4][shape_index]
+if weights == 0 then weights = shape[3] end
 local reply = {now, -1, 0, {}, {}}
 local entry = input[3][account_index]
 if entry then
@@ -21,8 +23,8 @@ if entry then
     reply[4][i] = {account.start[window[1]] or -1, account.used[window[1]]}
   end
 end
-for i, row in ipairs(input[4][shape_index][2]) do
+for i, row in ipairs(shape[2]) do
   local state = limit_load(row, values == 0 and entry[1] or values[i])
-  reply[5][i] = {taken_of[row[1]](state, row), limiters[row[1]].wait(state, row, weight)}
+  reply[5][i] = {taken_of[row[1]](state, row), limiters[row[1]].wait(state, row, weights[i])}
 end
 return reply

@@ -9,10 +9,10 @@
 -- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles, seq_known, seq]
 --            beat     the generation (join.lua) that the worker knows: say that it lives; 0: not now
 --            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1 or absent)]
---            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …], tells (1 or absent)]
---                     tells: calls that pass hear what the limits have left
---            call     [account index or 0, amount, shape index, weight, [key value, …], [hold id or "", …]]: one or
---                     several calls alike; key values 0: the account's id for each limit
+--            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …], [weight in each limit, …],
+--                     tells (1 or absent)]; tells: calls that pass hear what the limits have left
+--            call     [account index or 0, amount, shape index, weights, [key value, …], [hold id or "", …]]: one or
+--                     several calls alike; weights 0: those of the shape; key values 0: the account's id for each limit
 --            settles  0 or [seeds, usages, adjusts, removes], see settle.lua
 --            seq_known  the highest seq that the worker knows to be written    seq  this call's
 -- ARGV[2]  tests only: the time in ms instead of Redis' own

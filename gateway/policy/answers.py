@@ -85,18 +85,25 @@ def _budget_exceeded(verdict: BudgetExceeded) -> Answer:
 def _rate_limited(verdict: RateLimited, rate_limit_headers: str) -> Answer:
     retry_after = whole_seconds(verdict.retry_after_ms)
     window_seconds = verdict.window_ms / 1000
-    if verdict.window_ms:
+    again = f"Try again in {retry_after} seconds."
+    if not verdict.window_ms:
+        rule = f"{verdict.limit} calls at once"
+    elif verdict.weight == 1:
         rule = f"{verdict.limit} calls in {window_seconds:g} seconds"
     else:
-        rule = f"{verdict.limit} calls at once"
+        rule = f"{verdict.limit} units in {window_seconds:g} seconds, and this call weighs {verdict.weight}"
+        if verdict.never_passes:
+            again = "That is more than it ever lets pass."
     body = {
         "error": "rate_limited",
-        "message": f"The limit {verdict.limit_name!r} allows {rule}. Try again in {retry_after} seconds.",
+        "message": f"The limit {verdict.limit_name!r} allows {rule}. {again}",
         "policy": verdict.policy,
         "limit": verdict.limit,
         "window_seconds": int(window_seconds) if window_seconds.is_integer() else window_seconds,
         "retry_after": retry_after,
     }
+    if verdict.weight != 1:
+        body["weight"] = verdict.weight
     fields = f"Retry-After: {retry_after}\r\n{rate_limit_fields.of_refusal(verdict, rate_limit_headers)}"
     return Answer(429, json.dumps(body).encode(), fields.encode())
 

@@ -11,6 +11,7 @@ from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, Part
 from gateway.policy.money import MICROCENTS_MAX, Cents, cents_text, price_text
 from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.weights import Weight
 
 # Of a change, in logs and answers; whoever changes more reads the files.
 CHANGES_MAX = 200
@@ -115,7 +116,14 @@ def limit_text(limit: RateLimit, number: int | None = None) -> str:
     shadow = ", SHADOW" if limit.mode == "shadow" else ""
     if not limit.window_ms:
         return f"{limit.name}: {count} at once per {limit.key}{shadow}"
-    return f"{limit.name}: {count} in {limit.window_ms / 1000:g}s per {limit.key}, {limit.algorithm}{shadow}"
+    weight = f", a call weighs {weight_text(limit.weight)}" if limit.weight != 1 else ""
+    return f"{limit.name}: {count} in {limit.window_ms / 1000:g}s per {limit.key}, {limit.algorithm}{weight}{shadow}"
+
+
+def weight_text(weight: Weight) -> str:
+    if isinstance(weight, int):
+        return str(weight)
+    return f"header {weight.field}, {weight.default} without it, at most {weight.maximum}"
 
 
 def cents_words(amount_microcents: int) -> str:
@@ -150,6 +158,8 @@ def _limit_data(limit: RateLimit) -> dict[str, Any]:
         data["window"] = f"{limit.window_ms}ms" if limit.window_ms % 1000 else f"{limit.window_ms // 1000}s"
     if limit.burst:
         data["burst"] = limit.burst
+    if limit.weight != 1:
+        data["weight"] = weight_text(limit.weight)
     return data
 
 

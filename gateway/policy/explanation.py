@@ -69,8 +69,21 @@ class LimitStanding:
     limit: RateLimit
     number: int  # the limit, as the plan has it
     value: str
+    weight: int  # of this call
     taken: int
     wait_ms: int  # 0: a call passes now
+
+    def denial(self, policy: str) -> RateLimited:
+        """What admission says while there is no room."""
+        return RateLimited(
+            policy=policy,
+            limit_name=self.limit.name,
+            limit=self.number,
+            window_ms=self.limit.window_ms,
+            retry_after_ms=self.wait_ms,
+            weight=self.weight,
+            burst=self.limit.burst,
+        )
 
     def data(self, plan: str | None) -> dict[str, Any]:
         return {
@@ -82,6 +95,7 @@ class LimitStanding:
             "limit": self.number,
             "limit_from": f"plan {plan}" if self.number != self.limit.limit else "policy",
             "window_ms": self.limit.window_ms,
+            "weight": self.weight,
             "taken": self.taken,
             "retry_after_ms": self.wait_ms,
             "blocks": self.wait_ms > 0,
@@ -90,10 +104,15 @@ class LimitStanding:
     def line(self, plan: str | None) -> str:
         span = f"in {self.limit.window_ms / 1000:g}s" if self.limit.window_ms else "at once"
         origin = f" (from plan {plan})" if self.number != self.limit.limit else ""
+        weighs = f", this call weighs {self.weight}" if self.weight != 1 else ""
         verdict = "passes"
-        if self.wait_ms:
-            verdict = f"BLOCKS for {self.wait_ms} ms" if self.limit.mode != SHADOW else "would block (shadow)"
-        return f"{self.limit.name}: {self.taken} of {self.number} {span} per {self.limit.key}{origin}; {verdict}"
+        if self.wait_ms and self.limit.mode == SHADOW:
+            verdict = "would block (shadow)"
+        elif self.wait_ms:
+            verdict = "BLOCKS always" if self.denial("").never_passes else f"BLOCKS for {self.wait_ms} ms"
+        return (
+            f"{self.limit.name}: {self.taken} of {self.number} {span} per {self.limit.key}{origin}{weighs}; {verdict}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,16 +215,7 @@ def denial_of(
         if standing.limit.mode == SHADOW and policy.mode != SHADOW:
             passed.append(f"the limit {standing.limit.name} would refuse this call, but is in shadow mode")
             continue
-        return (
-            RateLimited(
-                policy=policy.name,
-                limit_name=standing.limit.name,
-                limit=standing.number,
-                window_ms=standing.limit.window_ms,
-                retry_after_ms=standing.wait_ms,
-            ),
-            passed,
-        )
+        return standing.denial(policy.name), passed
     return None, passed
 
 
@@ -217,4 +227,8 @@ def reason_of(denial: Denial) -> str:
         return f"the {denial.period} budget of {limit} has {used} used or held, and this call needs {cost}"
     if isinstance(denial, StoreUnavailable):
         return "no store can decide now, and the policy says on_store_failure: deny"
-    return f"the limit {denial.limit_name} has no room for {denial.retry_after_ms} ms"
+    if denial.never_passes:
+        most = denial.burst or denial.limit
+        return f"the limit {denial.limit_name} never lets more than {most} pass, and this call weighs {denial.weight}"
+    weighs = f"for a call that weighs {denial.weight} " if denial.weight != 1 else ""
+    return f"the limit {denial.limit_name} has no room {weighs}for {denial.retry_after_ms} ms"

@@ -11,6 +11,7 @@ from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import HOLD, Part, amount_of
 from gateway.policy.money import MICROCENTS_MAX, rounded_up
 from gateway.policy.thresholds import PERCENTS
+from gateway.policy.weights import HeaderWeight, Weight
 
 ENFORCE = "enforce"
 SHADOW = "shadow"
@@ -27,7 +28,7 @@ NEVER_ANSWERED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """At most ``limit`` calls in ``window_ms`` for each value of ``key``.
+    """At most ``limit`` calls in ``window_ms`` for each value of ``key``; or units, where ``weight`` is not 1.
 
     ``concurrency`` has no window (0): ``limit`` is how many calls may be under way at once.
     ``burst`` is the size of a token bucket (default: ``limit``).
@@ -40,6 +41,7 @@ class RateLimit:
     algorithm: str
     burst: int = 0
     mode: str = ENFORCE  # SHADOW: what it would refuse passes, and is counted
+    weight: Weight = 1  # of a call; 1 for ``concurrency``, where a call takes a slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,12 @@ class Policy:
     unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
     body_bytes_max: int | None = None  # of one request; None: the gateway's own limit
+    # Whether what a call weighs in some limit is for the call to tell.
+    is_weighed_by_call: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        by_call = any(isinstance(limit.weight, HeaderWeight) for limit in self.rate_limits)
+        object.__setattr__(self, "is_weighed_by_call", by_call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,13 +44,23 @@ class BudgetExceeded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimited:
-    """429. ``window_ms`` is 0 for a concurrency limit."""
+    """429. ``window_ms`` is 0 for a concurrency limit; ``weight`` is the call's in this limit.
+
+    ``burst`` is what a token bucket holds at most, where that is not ``limit``.
+    """
 
     policy: str
     limit_name: str
     limit: int
     window_ms: int
     retry_after_ms: int
+    weight: int = 1
+    burst: int = 0
+
+    @property
+    def never_passes(self) -> bool:
+        """Whether a call of this weight is refused however long it waits."""
+        return self.weight > (self.burst or self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

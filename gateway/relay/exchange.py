@@ -29,6 +29,7 @@ from gateway.relay.added import Added
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.meter import Meter
+from gateway.relay.rate_keys import call_weights
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -232,7 +233,10 @@ class Exchange:
             return
         self._asked = policy
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
-        self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted))
+        weights = None
+        if policy.is_weighed_by_call:
+            weights = call_weights(policy, self.request, self._relay.request_fields)
+        self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted, weights))
 
     def admitted(self, verdict: Verdict) -> None:
         """Admission's answer: a hold, a pass, or a denial."""

@@ -1,13 +1,16 @@
-"""What rate limits count apart: the value of a limit's key for one call."""
+"""What rate limits count apart, and how much: the value of a limit's key for one call, and the call's weight."""
 
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gateway.policy.rules import KEY_SEPARATOR, Policy
+from gateway.policy.weights import weights_told
+from gateway.relay import heads
 
 if TYPE_CHECKING:
     from gateway.identify import Credentials
+    from gateway.relay.request import Request
 
 
 def rate_key(
@@ -37,3 +40,11 @@ def rate_key(
         if found.lower() == name:
             return sha256(value.strip()).hexdigest()[:32]  # whatever a client sends, the key stays short
     return ""
+
+
+def call_weights(policy: Policy, request: "Request", fields: heads.Fields) -> tuple[int, ...]:
+    """What a call weighs in each of the policy's limits, by its own word: by what of it the service behind gets."""
+    lines: Sequence[bytes] = request.lines
+    if request.connection_options:
+        lines = heads.without_named(lines, request.connection_options, fields)
+    return weights_told([limit.weight for limit in policy.rate_limits], lines)

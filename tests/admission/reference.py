@@ -24,7 +24,8 @@ class Call:
     amount: int = 0
     hold_id: str = ""
     limits: Sequence[tuple[RateLimit, str]] = ()  # with the key's value
-    weight: int = 1
+    weight: int = 1  # in each limit, but where ``weights`` says otherwise
+    weights: Sequence[int] | None = None
     rolling: bool = False
     tells: bool = False  # its policy tells what its limits have left
 
@@ -100,13 +101,14 @@ class Reference:
                 taken = account.used[kind][1] + self.held(call.account_id)
                 if taken + call.amount > hard_limit:
                     return [BUDGET, place, taken]
+        weights = call.weights or [call.weight] * len(call.limits)
         for place, (limit, value) in enumerate(call.limits):
-            wait = self.wait(limit, value, call.weight, now)
+            wait = self.wait(limit, value, weights[place], now)
             if wait > 0:
                 return [RATE, place, wait]
         slots = []
-        for limit, value in call.limits:
-            self.passed.setdefault((limit.name, value), []).append((now, call.weight))
+        for (limit, value), weight in zip(call.limits, weights, strict=True):
+            self.passed.setdefault((limit.name, value), []).append((now, weight))
             if limit.algorithm == "concurrency":
                 slots.append((limit.name, value))
         if call.hold_id:
@@ -147,7 +149,6 @@ class Reference:
             return _bucket_wait(limit, passed, weight, now)
         under_way = sum((limit.name, value) in hold.slots for hold in self.holds.values())
         return 0 if under_way < limit.limit else SLOT_WAIT_MS
-
 
     def left(self, limit: RateLimit, value: str, now: int) -> tuple[int, int]:
         """How much may pass yet, and when there is more: tried out, weight by weight and millisecond by millisecond."""

@@ -100,7 +100,9 @@ def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:
         rate_limits=tuple(limit for limit, _ in call.limits),
         rate_limit_headers="ietf" if call.tells else "none",
     )
-    ask = Ask(cast("Any", None), call.amount, policy, tuple(value for _, value in call.limits), _ignore, call.weight)
+    weights = call.weights or ([call.weight] * len(call.limits) if call.weight != 1 else None)
+    values = tuple(value for _, value in call.limits)
+    ask = Ask(cast("Any", None), call.amount, policy, values, _ignore, tuple(weights) if weights else None)
     key = (call.account_id, call.version, tuple(call.windows), call.rolling)
     if call.account_id and key not in knowns:
         knowns[key] = known_of(*key)

@@ -1,6 +1,7 @@
 """Each algorithm: what it promises, whatever calls come when."""
 
 from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -90,6 +91,36 @@ def test_who_waits_as_told_passes_and_not_a_millisecond_before(
     [early] = script([call(limit)], now=now + outcome[2] - 1)
     assert early == [RATE, 0, 1]
     assert script([call(limit)], now=now + outcome[2]) == [ADMITTED]
+
+
+several = st.lists(
+    st.tuples(limits, st.integers(1, 4)), min_size=1, max_size=3, unique_by=lambda one: one[0].algorithm
+).map(lambda rows: [(replace(limit, name=limit.algorithm), weight) for limit, weight in rows])
+
+
+@given(rows=several, steps=st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 4)), min_size=1, max_size=12))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_call_weighs_in_each_limit_what_it_weighs_there(
+    script: Script, rows: list[tuple[RateLimit, int]], steps: list[tuple[int, int]]
+) -> None:
+    script.redis.flushdb()
+    reference, now = Reference(), EPOCH_MS
+    usual = [(limit, "key") for limit, _ in rows]
+    by_policy = [(replace(limit, weight=weight), "key") for limit, weight in rows]
+    own = [weight for _, weight in rows]
+    for step_ms, count in steps:
+        now += step_ms
+        # The same calls, once weighed by the policy and once by the call; and others that weigh 1 in between.
+        calls = [
+            Call(limits=by_policy if n % 2 else usual, weights=None if n % 2 else own, tells=n % 3 == 0)
+            for n in range(count)
+        ]
+        calls.append(Call(limits=usual))
+        expected = [
+            reference.decide(replace(one, limits=usual, weights=own if one is not calls[-1] else None), now)
+            for one in calls
+        ]
+        assert script(calls, now=now) == expected
 
 
 def test_like_calls_of_one_batch_are_told_one_less_each(script: Script) -> None:

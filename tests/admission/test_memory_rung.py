@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -72,6 +73,31 @@ async def test_rates_are_limited_by_each_worker_alone(
     limited = policy(per_minute(3))
     verdicts = await worker.ask_many("a", 5, limited)
     assert [type(verdict) for verdict in verdicts] == [Hold, Hold, Hold, RateLimited, RateLimited]
+
+
+async def test_calls_weigh_without_redis_what_they_weigh_with_it(
+    start_worker: StartWorker, server: KillableRedis, tables: Tables
+) -> None:
+    worker = await start_worker(url=server.url, test_clock_ms=lambda: 1_795_348_800_000)
+    limits = per_minute(10, weight=4), per_minute(10, "fixed_window")
+    for name in ("with", "without"):
+        limited = replace(policy(*limits, name=name), rate_limit_headers="ietf")
+        verdicts = [
+            await worker.ask("a", limited),
+            await worker.ask("a", limited, weights=(5, 1)),
+            await worker.ask("a", limited, weights=(2, 1)),
+            await worker.ask("a", limited, weights=(1, 9)),
+            await worker.ask("a", limited, weights=(1, 8)),
+        ]
+        assert [type(verdict) for verdict in verdicts] == [Hold, Hold, RateLimited, RateLimited, Hold]
+        assert [(v.limit_name, v.weight) for v in verdicts if isinstance(v, RateLimited)] == [
+            ("sliding_window", 2),
+            ("fixed_window", 9),
+        ]
+        # What a worker counts alone is nothing to tell of the fleet's limit.
+        told = [[left.left for left in v.limits_left] for v in verdicts if isinstance(v, Hold)]
+        assert told == ([[6, 9], [1, 8], [0, 0]] if name == "with" else [[], [], []])
+        server.kill()
 
 
 async def test_slots_of_calls_under_way_count_on_and_fall_free(

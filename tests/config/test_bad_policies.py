@@ -10,6 +10,8 @@ AT = "policies/cast.yaml:4:11: policies[0].cost"
 TOKENS = "{header: {name: X-Tokens, cents_per_unit: 0.01}, maximum_cents: 5}"
 WAYS = "fixed, header, json, duration, bytes"
 LIMIT = '{name: per-account, limit: "${RATE_LIMIT_PER_MINUTE:-60}", window: 1m}'
+WEIGHT = "policies/cast.yaml:6:49: policies[0].rate_limits[0].weight"
+ONE_SLOT = "expected no weight for the algorithm concurrency, where each call takes one slot"
 MANY_COSTS = ", ".join(["{fixed: {cents: 1}}"] * 9)
 
 
@@ -225,6 +227,62 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         limit("{name: a, limit: 1, window: 1m, mode: report}"),
         'policies/cast.yaml:6:47: policies[0].rate_limits[0].mode: expected one of enforce, shadow, found "report"',
     ),
+    "a weight of nothing": (
+        limit("{name: a, limit: 1, window: 1m, weight: 0}"),
+        f"{WEIGHT}: expected an integer of 1 or more, found 0",
+    ),
+    "a blank weight": (
+        limit("{name: a, limit: 1, window: 1m, weight: }"),
+        f"{WEIGHT}: expected an integer of 1 or more, found nothing",
+    ),
+    "a weight in words": (
+        limit("{name: a, limit: 1, window: 1m, weight: heavy}"),
+        f'{WEIGHT}: expected an integer of 1 or more, found "heavy"',
+    ),
+    "a list of weights": (
+        limit("{name: a, limit: 1, window: 1m, weight: [1]}"),
+        f"{WEIGHT}: expected an integer of 1 or more, found a list",
+    ),
+    "a weight above the limit": (
+        limit("{name: a, limit: 9, window: 1m, weight: 10}"),
+        f"{WEIGHT}: expected at most the limit (9), as no call would pass, found 10",
+    ),
+    "a weight above the burst": (
+        limit("{name: a, limit: 60, window: 1m, weight: 10, algorithm: token_bucket, burst: 9}"),
+        f"{WEIGHT.replace('49', '50')}: expected at most the burst (9), as no call would pass, found 10",
+    ),
+    "a weight of calls at once": (
+        limit("{name: a, limit: 9, weight: 2, algorithm: concurrency}"),
+        f"{WEIGHT.replace('49', '37')}: {ONE_SLOT}",
+    ),
+    "a weight that a call tells, of calls at once": (
+        limit("{name: a, limit: 9, weight: {header: X-Units, max: 2}, algorithm: concurrency}"),
+        f"{WEIGHT.replace('49', '37')}: {ONE_SLOT}",
+    ),
+    "a weight of no field": (
+        limit("{name: a, limit: 1, window: 1m, weight: {default: 1, max: 2}}"),
+        f'{WEIGHT}: missing key "header"',
+    ),
+    "a weight without bound": (
+        limit("{name: a, limit: 1, window: 1m, weight: {header: X-Units}}"),
+        f'{WEIGHT}: missing key "max"',
+    ),
+    "a weight of a field that cannot be": (
+        limit("{name: a, limit: 1, window: 1m, weight: {header: X Units, max: 2}}"),
+        f'{WEIGHT.replace("49", "58")}.header: expected a header name, found "X Units"',
+    ),
+    "a weight by nearly the right name": (
+        limit("{name: a, limit: 1, window: 1m, weight: {heder: X-Units, max: 2}}"),
+        f'{WEIGHT.replace("49", "50")}.heder: unknown key "heder", did you mean "header"?',
+    ),
+    "a usual weight above the most": (
+        limit("{name: a, limit: 9, window: 1m, weight: {header: X-Units, default: 3, max: 2}}"),
+        f"{WEIGHT.replace('49', '76')}.default: expected at most max (2), found 3",
+    ),
+    "a usual weight above the limit": (
+        limit("{name: a, limit: 9, window: 1m, weight: {header: X-Units, default: 10, max: 20}}"),
+        f"{WEIGHT.replace('49', '76')}.default: expected at most the limit (9), as no call would pass, found 10",
+    ),
     # policies
     "on_store_failure": (
         policy("on_store_failure: alow"),
@@ -262,6 +320,14 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "a plan's limit without a number": (
         plan("{rate_limits: {per-account: {}}}"),
         'policies/plans.yaml:3:36: plans.pro.rate_limits.per-account: missing key "limit"',
+    ),
+    "a plan's limit below what a call weighs": (
+        {
+            **limit("{name: per-account, limit: 9, window: 1m, weight: 5}"),
+            **plan("{rate_limits: {per-account: {limit: 4}}}"),
+        },
+        "policies/plans.yaml:3:44: plans.pro.rate_limits.per-account.limit: "
+        'expected at least 5, what a call of policy "cast" weighs, found 4',
     ),
     "a week that begins nowhere": (
         plan("{week_start: sunnday}"),

@@ -11,6 +11,7 @@ from gateway.config import ConfigError, costs, load, policies
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BYTES_OF, EVENTS, IF_MISSING
 from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, RATE_LIMIT_HEADERS, SHADOW, Cost, Policy, RateLimit
+from gateway.policy.weights import HeaderWeight
 from tests.config.good_files import CAST, CONFIG, PLANS, LoadIt, Refusal, Write
 
 
@@ -48,6 +49,30 @@ policies:
             cast_id_pointer="/data/0/id",
         ),
     )
+
+
+def test_a_limit_has_the_weight_its_file_says(load_it: LoadIt) -> None:
+    text = """\
+policies:
+  - name: cast
+    match: {path: /v1/cast}
+    rate_limits:
+      - {name: units, limit: 60, window: 1m, weight: "${WEIGHT}"}
+      - {name: told, limit: 60, window: 1m, weight: {header: X-Units, max: 100}}
+      - {name: usual, limit: 60, window: 1m, weight: {header: X-Units, default: 2, max: 100}}
+      - {name: filled, limit: 1, window: 1m, algorithm: token_bucket, burst: 9, weight: 9}
+      - {name: slots, limit: 1, algorithm: concurrency, weight: 1}
+plans: {free: {rate_limits: {units: {limit: 5}, filled: {limit: 1}}}}
+"""
+    [policy] = load_it({"policies/cast.yaml": text, "policies/plans.yaml": ""}, WEIGHT="5").rules.policies
+    assert [limit.weight for limit in policy.rate_limits] == [
+        5,
+        HeaderWeight(field="x-units", default=1, maximum=100),
+        HeaderWeight(field="x-units", default=2, maximum=100),
+        9,
+        1,
+    ]
+    assert policy.is_weighed_by_call
 
 
 def test_a_policy_of_name_and_path_is_free_and_for_every_method(load_it: LoadIt) -> None:

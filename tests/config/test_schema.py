@@ -18,6 +18,9 @@ BEYOND_SCHEMAS = (
     *("a hold for a fixed cost", "two costs", "an empty item of a sum", "two costs in an item of a sum"),
     *("too many costs", "a window too long", "a key twice"),
     *("an account of callers without one", "calls at once of callers without an account"),
+    *("a weight above the limit", "a weight above the burst", "a plan's limit below what a call weighs"),
+    *("a weight of calls at once", "a weight that a call tells, of calls at once"),
+    *("a usual weight above the most", "a usual weight above the limit"),
 )
 validator = jsonschema.Draft202012Validator(policies_schema())
 

@@ -9,10 +9,12 @@ import pytest
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, JsonCost
-from gateway.policy.effective import CHANGES_MAX, Change, changes, cost_text, effective
+from gateway.policy.effective import CHANGES_MAX, Change, changes, cost_text, effective, limit_text
 from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.weights import HeaderWeight
 
 LIMIT = RateLimit(name="a", key="account", limit=1, window_ms=1000, algorithm="token_bucket", burst=2)
+HEADER_WEIGHT = HeaderWeight(field="x-units", default=1, maximum=100)
 COST = Cost(
     fixed_microcents=5,
     parts=(
@@ -38,8 +40,8 @@ def rules(policy: Policy = POLICY, plan: Plan = PLAN) -> Rules:
 
 
 def altered(value: Any, **special: Any) -> Iterator[tuple[str, Any]]:
-    """The value with one field changed, for each field."""
-    for field in fields(value):
+    """The value with one field changed, for each field that is not made of others."""
+    for field in (each for each in fields(value) if each.init):
         present = getattr(value, field.name)
         yield field.name, replace(value, **{field.name: special.get(field.name, OTHER.get(type(present), "other"))})
 
@@ -49,6 +51,8 @@ def cases() -> Iterator[tuple[str, Rules]]:
         yield f"limit {name}", rules(replace(POLICY, rate_limits=(limit,)))
         unidentified = replace(POLICY, rate_limits=(limit,))
         yield f"unidentified {name}", rules(replace(POLICY, unidentified=unidentified))
+    for weight in (HEADER_WEIGHT, *(other for _, other in altered(HEADER_WEIGHT))):
+        yield f"limit {weight}", rules(replace(POLICY, rate_limits=(replace(LIMIT, weight=weight),)))
     for name, cost in altered(COST, parts=COST.parts[:3], charge_when=frozenset({200})):
         yield f"cost {name}", rules(replace(POLICY, cost=cost))
     for place, part in enumerate(COST.parts):
@@ -93,6 +97,15 @@ def test_a_cost_reads_as_a_line() -> None:
     assert cost_text(COST) == (
         "0.000005 cents + 0.000001 cents × header x + 0.000002 cents × json /n (last) + 0.000003 cents × ms + "
         "0.000004 cents × bytes of answer, at least 0.000006, at most 0.00007, holds 0.00006"
+    )
+
+
+def test_a_limit_reads_as_a_line() -> None:
+    assert limit_text(LIMIT) == "a: 1 in 1s per account, token_bucket"
+    assert limit_text(replace(LIMIT, weight=5), 30) == "a: 30 in 1s per account, token_bucket, a call weighs 5"
+    by_call = replace(LIMIT, weight=HEADER_WEIGHT, mode="shadow")
+    assert limit_text(by_call) == (
+        "a: 1 in 1s per account, token_bucket, a call weighs header x-units, 1 without it, at most 100, SHADOW"
     )
 
 

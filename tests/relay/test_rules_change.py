@@ -11,6 +11,7 @@ from gateway.admission import Ask
 from gateway.identify import Credentials
 from gateway.policy.rules import SHADOW, Cost, Plan, Policy, RateLimit, Rules
 from gateway.policy.verdicts import PASS, Hold, RateLimited
+from gateway.policy.weights import HeaderWeight
 from tests.relay.conftest import Running, answering
 
 CALL = b"POST /v1/cast HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key\r\nContent-Length: 0\r\n\r\n"
@@ -232,6 +233,26 @@ async def test_a_limit_in_shadow_is_left_out_and_the_rest_asked(running: Running
         assert b"429 " in await client.read_head()
         await client.read_until(b"}")
     assert rests[0] is rests[1]  # admission knows a policy by its identity
+
+
+async def test_a_call_weighs_what_the_service_behind_is_told_too(running: Running, services: Services) -> None:
+    by_call = HeaderWeight(field="x-units", default=9, maximum=50)
+    limit = RateLimit(name="u", key="account", limit=100, window_ms=1000, algorithm="fixed_window", weight=by_call)
+    running.relay.use(rules("one", cast("cast", 1, limit, replace(limit, name="v", weight=3))))
+    client = await running.connect()
+    for fields, weight, told in (
+        (b"X-Units: 7", 7, b"X-Units: 7"),
+        (b"X-Units: 7\r\nX-Units: 1", 50, b"X-Units: 1"),
+        (b"X-Units: 1\r\nConnection: x-units", 9, b""),  # the field ends here
+    ):
+        await client.send(CALL.replace(b"Host: a", b"Host: a\r\n" + fields))
+        (await services.lookups.get())(Account("a"))
+        ask = await services.asks.get()
+        assert ask.weights == (weight, 3)
+        ask.done(PASS)
+        await client.read_head()
+        await client.read(2)
+        assert (told in running.upstream.heads[-1]) if told else (b"X-Units" not in running.upstream.heads[-1])
 
 
 async def test_the_body_of_a_refused_call_is_not_sent_with_the_next(running: Running, services: Services) -> None:
