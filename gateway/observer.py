@@ -1,7 +1,12 @@
 """Which requests are watched, and what becomes of what was seen: stage histograms, canonical log lines, spans.
 
 A request of the sample becomes an ``ObservedExchange``; all others the plain one. What was seen is queued, and written
-a little later, between requests: a line costs as much as a cast. Where nothing is to be watched there is no observer.
+a little later, between requests: a line costs as much as a cast. Each policy has its own sample of lines: as many are
+watched as the largest of them asks for, and of those a policy's lines are as many as it asks for.
+
+What a policy always wants a line of (errors, denials, slow calls) is told by the exchange itself, just before its end.
+Where it was not watched its line has all but the stages. Such lines are bounded, since a client can ask for refusals
+as fast as it likes.
 """
 
 import asyncio
@@ -11,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,13 +24,15 @@ import structlog
 from gateway.policy.money import cents_text
 from gateway.relay import traceparent
 from gateway.relay.exchange import Exchange
-from gateway.relay.observed import STAGES, Observation, ObservedExchange
+from gateway.relay.observed import STAGES, Observation, ObservedExchange, noted
 
 if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.exemplars import Exemplars
     from gateway.metrics import Metrics
     from gateway.otlp import Spans
+    from gateway.policy.rules import Rules
+    from gateway.policy.verdicts import Denial
     from gateway.relay.client import ClientConnection
     from gateway.relay.relay import Relay
     from gateway.relay.request import Request
@@ -36,6 +44,8 @@ WRITE_INTERVAL_S = 0.1
 LINES_AT_ONCE = 50
 # Lines that wait; more are dropped and counted, as a log that cannot keep up must not take the memory.
 WAITING_MAX = 10_000
+# Lines that are written whatever the sample says; more of them are dropped and counted. Some 3 ms of each second.
+NOTEWORTHY_PER_S_MAX = 50
 
 _log = structlog.get_logger()
 
@@ -48,6 +58,8 @@ class Observer:
     ) -> None:
         self._stage_rate = settings.metrics.stage_sample
         self._line_rate = settings.log.request_sample
+        self._line_rates: dict[str | None, float] = {}  # of policies, where they have their own
+        self._line_rate_max = 0.0
         self._span_rate = settings.traces.sample if spans is not None else 0.0
         self._spans = spans
         self._examples = examples
@@ -55,21 +67,26 @@ class Observer:
             stage: metrics.histogram("castgate_stage_duration_seconds", stage=stage)
             for stage in (STAGES if self._stage_rate else ())
         }
-        # In place of ``Exchange``. Where stages are all that is watched, most requests cost a subtraction.
-        stages_only = spans is None and not self._line_rate
-        self.exchange: NewExchange = self._exchange_of_stages if stages_only else self._exchange
-        self._unwatched = self._gap() if stages_only else 0
+        self.exchange: NewExchange = Exchange  # what a request becomes
+        self._unwatched = 0
         self._dropped = metrics.counter("castgate_request_lines_dropped_total")
         self._waiting: deque[Observation] = deque()
+        self._last_noted: Exchange | None = None
+        self._second = 0
+        self._noted_in_second = 0
 
-    @classmethod
-    def of(
-        cls, settings: "Settings", metrics: "Metrics", spans: "Spans | None", examples: "Exemplars | None" = None
-    ) -> "Observer | None":
-        """The observer of ``config.yaml``; None where it says that nothing is watched."""
-        if spans is None and not settings.metrics.stage_sample and not settings.log.request_sample:
-            return None
-        return cls(settings, metrics, spans, examples)
+    def use(self, rules: "Rules") -> None:
+        """Goes by the policies' own samples from now on; ``exchange`` may be another one then."""
+        samples = {policy.name: policy.log.sample for policy in rules.policies}
+        self._line_rates = {name: sample for name, sample in samples.items() if sample is not None}
+        self._line_rate_max = max((self._line_rate, *self._line_rates.values()))
+        if self._spans is not None or self._line_rate_max:
+            self.exchange = self._exchange
+        elif self._stage_rate:
+            # Where stages are all that is watched, most requests cost a subtraction.
+            self.exchange, self._unwatched = self._exchange_of_stages, self._gap()
+        else:
+            self.exchange = Exchange
 
     def _gap(self) -> int:
         """How many requests go unwatched until the next one that is: as often as if each were drawn."""
@@ -80,7 +97,7 @@ class Observer:
         if self._unwatched >= 0:
             return Exchange(relay, client, request)
         self._unwatched = self._gap()
-        return ObservedExchange(relay, client, request, self, logged=False, trace=None)
+        return ObservedExchange(relay, client, request, self, draw=1.0, trace=None)
 
     def _exchange(self, relay: "Relay", client: "ClientConnection", request: "Request") -> Exchange:
         """One draw decides of everything, so that the spans of a line that is logged are there too."""
@@ -91,10 +108,9 @@ class Observer:
             # The caller's decision is kept, whichever it is.
             if parent.sampled if parent is not None else draw < self._span_rate:
                 trace = traceparent.begin(parent)
-        logged = draw < self._line_rate
-        if trace is None and not logged and draw >= self._stage_rate:
+        if trace is None and draw >= self._line_rate_max and draw >= self._stage_rate:
             return Exchange(relay, client, request)
-        return ObservedExchange(relay, client, request, self, logged=logged, trace=trace)
+        return ObservedExchange(relay, client, request, self, draw=draw, trace=trace)
 
     def saw(self, observation: Observation) -> None:
         """An exchange is over."""
@@ -106,11 +122,32 @@ class Observer:
             self._examples.note(observation.policy, observation.duration_s, observation.request_id)
         if observation.trace is not None and self._spans is not None:
             self._spans.add(observation)
-        if observation.logged:
-            if len(self._waiting) >= WAITING_MAX:
-                self._dropped.add()
-            else:
-                self._waiting.append(observation)
+        if observation.draw < self._line_rates.get(observation.policy, self._line_rate) or (
+            observation.noteworthy and self._has_room()
+        ):
+            self._log(observation)
+
+    def noteworthy(self, exchange: Exchange, status: int, ended: str, denial: "Denial | None") -> None:
+        """A call that nobody watches is about to end in a way that its policy wants a line of."""
+        if exchange is not self._last_noted and self._has_room():
+            self._last_noted = exchange  # it may be told of twice in a row
+            self._log(noted(exchange, status, ended, denial))
+
+    def _has_room(self) -> bool:
+        second = int(monotonic())
+        if second != self._second:
+            self._second, self._noted_in_second = second, 0
+        self._noted_in_second += 1
+        if self._noted_in_second <= NOTEWORTHY_PER_S_MAX:
+            return True
+        self._dropped.add()
+        return False
+
+    def _log(self, observation: Observation) -> None:
+        if len(self._waiting) >= WAITING_MAX:
+            self._dropped.add()
+        else:
+            self._waiting.append(observation)
 
     async def write_forever(self) -> None:
         """Writes what waits, until it is cancelled; ``close`` writes the rest."""

@@ -159,9 +159,8 @@ class Worker:
         examples = Exemplars(
             Path(parameters.runtime_dir), f"worker-{parameters.index}", FAMILIES["spell_cast_duration_seconds"].bounds
         )
-        self._observer = Observer.of(settings, self._metrics, self._spans, examples)
-        if self._observer is not None:
-            self._relay.new_exchange = self._observer.exchange
+        self._observer = Observer(settings, self._metrics, self._spans, examples)
+        self._observe()
         self._server: asyncio.Server | None = None
         files = self._certificate_and_key(settings)
         self._tls = ListenerTls(*files) if files else None
@@ -255,8 +254,7 @@ class Worker:
         self._tasks.start("relay.tick", self._relay.tick_forever())
         self._tasks.start("upstream.look_up", self._upstream.look_up_forever())
         self._tasks.start("database.probe", self._probe_database())
-        if self._observer is not None:
-            self._tasks.start("observer.write", self._observer.write_forever())
+        self._tasks.start("observer.write", self._observer.write_forever())
         if self._spans is not None:
             self._tasks.start("spans.send", self._spans.send_forever())
         vitals = Vitals(settings=self._settings, metrics=self._metrics, relay=self._relay, ledger=self._ledger)
@@ -332,9 +330,16 @@ class Worker:
             self._rules, routes = self._next
             self._next = None
             self._relay.use(self._rules, routes)
+            self._observe()
             self._accounts.rules_changed()
             self._metrics.config_version(self._rules.version)
         return self._rules.version
+
+    def _observe(self) -> None:
+        """Requests from now on are watched as the rules say."""
+        self._observer.use(self._rules)
+        self._relay.new_exchange = self._observer.exchange
+        self._relay.noteworthy = self._observer.noteworthy
 
     async def stop(self) -> None:
         """Accepts no more, finishes, settles, flushes, closes: in this order nothing is lost."""
@@ -360,8 +365,7 @@ class Worker:
         self._relay.upstream_pool.close()
         self._relay.hosted_pool.close()
         await self._tasks.drain(0)
-        if self._observer is not None:
-            self._observer.close()
+        self._observer.close()
         if self._spans is not None:
             await self._spans.close()
         if self._payments is not None:

@@ -4,6 +4,7 @@ Editors show the descriptions of keys and sections: ``gateway.config.schema`` ma
 """
 
 from dataclasses import replace
+from math import inf
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, GetJsonSchemaHandler, ModelWrapValidatorHandler, model_validator
@@ -14,12 +15,14 @@ from gateway.config.scalars import (
     Kind,
     choice,
     duration_ms,
+    duration_s,
     expected,
     one_of_words,
     optional,
     or_variable,
     percents,
     reader_of,
+    share,
     size_bytes,
     text,
     time_zone,
@@ -31,9 +34,12 @@ from gateway.policy.rules import (
     ALGORITHMS,
     ENFORCE,
     KEY_SEPARATOR,
+    LOG_ALWAYS,
+    NO_STATUS,
     RATE_LIMIT_HEADERS,
     SHADOW,
     Cost,
+    LogLines,
     Plan,
     Policy,
     RateLimit,
@@ -46,6 +52,7 @@ RATE_LIMITS_MAX = 8
 KEYS_MAX = 4
 # Each is a label of a metric, and a message for each account and period.
 SOFT_LIMITS_MAX = 10
+SLOW_AFTER_S = 2.0
 # Beyond any real rate, and far below 2^53, where Redis' Lua stops counting exactly.
 LIMIT_MAX = 1_000_000_000
 
@@ -57,6 +64,7 @@ RateLimitHeaders = Literal["none", "ietf", "x_ratelimit"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
 OnOrphan = Literal["charge", "void"]
+LogAlways = Literal["errors", "denials", "slow"]
 
 # Names become labels of metrics and parts of Redis keys.
 _NAME = "a name of at most 64 letters, digits, dots, dashes or underscores"
@@ -231,6 +239,37 @@ class Record(Section):
     cast_id: Annotated[JsonSource | None, present(), Field(description="the cast's id, for casts.cost_cents")] = None
 
 
+class LogSpec(Section):
+    """Which calls have a line of their own in the log, with all that is known of them."""
+
+    sample: Annotated[
+        float | None,
+        optional(share()),
+        Field(description="the share of all calls, 0 to 1; blank: log.request_sample of config.yaml"),
+    ] = None
+    always: tuple[Annotated[LogAlways, choice(*LOG_ALWAYS)], ...] = Field(
+        default=("errors", "denials"),
+        description="errors (5xx, answers cut short), denials (402, 429) and slow calls have one in any case; []: none",
+    )
+    slow_after_s: Annotated[float | None, duration_s("1ms", "1h")] = Field(
+        default=None, alias="slow_after", description="from when on a call is slow; default: 2s"
+    )
+
+    @model_validator(mode="after")
+    def _is_slow_where_that_counts(self) -> "LogSpec":
+        if self.slow_after_s is not None and "slow" not in self.always:
+            raise contradiction(("slow_after",), "expected slow in always, which this is for")
+        return self
+
+    def compiled(self) -> LogLines:
+        return LogLines(
+            sample=self.sample,
+            status_min=500 if "errors" in self.always else NO_STATUS,
+            denials="denials" in self.always,
+            slow_s=(self.slow_after_s or SLOW_AFTER_S) if "slow" in self.always else inf,
+        )
+
+
 class PolicySpec(Section):
     """One route's rules."""
 
@@ -269,6 +308,8 @@ class PolicySpec(Section):
         Field(description="of one request's body; blank: limits.body_bytes_max of config.yaml"),
     ] = None
 
+    log: LogSpec = LogSpec()
+
     @model_validator(mode="after")
     def _rate_limits_have_names(self) -> "PolicySpec":
         if len(self.rate_limits) > RATE_LIMITS_MAX:
@@ -296,6 +337,7 @@ class PolicySpec(Section):
             on_orphan=self.on_orphan,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
             body_bytes_max=self.body_bytes_max,
+            log=self.log.compiled(),
         )
         if not unidentified:
             return policy

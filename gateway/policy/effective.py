@@ -5,12 +5,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, Part
 from gateway.policy.money import MICROCENTS_MAX, Cents, cents_text, price_text
-from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.rules import LOG_ALWAYS, NO_STATUS, Cost, LogLines, Plan, Policy, RateLimit, Rules
 from gateway.policy.weights import Weight
 
 # Of a change, in logs and answers; whoever changes more reads the files.
@@ -59,6 +60,17 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "body_bytes_max": policy.body_bytes_max or "that of config.yaml",
         "on_orphan": policy.on_orphan,
         "rate_limit_headers": policy.rate_limit_headers,
+        "log": _log_data(policy.log),
+    }
+
+
+def _log_data(log: LogLines) -> dict[str, Any]:
+    errors, slow = log.status_min < NO_STATUS, log.slow_s < inf
+    always = [name for name, wanted in zip(LOG_ALWAYS, (errors, log.denials, slow), strict=True) if wanted]
+    return {
+        "sample": "that of config.yaml" if log.sample is None else f"{log.sample:g}",
+        "always": always or ["nothing"],
+        "slow_after": f"{log.slow_s:g}s" if slow else "none",
     }
 
 

@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import inf
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import HOLD, Part, amount_of
@@ -19,11 +20,14 @@ ALGORITHMS = ("fixed_window", "sliding_window", "token_bucket", "concurrency")
 CHARGE_WHEN = ("success", "sent", "always")
 # What a 429 tells in its head beside Retry-After.
 RATE_LIMIT_HEADERS = ("none", "ietf", "x_ratelimit")
+# Which calls have a line in the log whatever the sample says.
+LOG_ALWAYS = ("errors", "denials", "slow")
 # Between the parts of a rate limit's key; in no header's name.
 KEY_SEPARATOR = ","
 # In place of an upstream's status: the call was admitted but no byte of it went to the upstream; or went, unanswered.
 NEVER_SENT = -1
 NEVER_ANSWERED = 0
+NO_STATUS = 1000  # above every status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,16 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogLines:
+    """Which of a policy's calls have a line of their own in the log."""
+
+    sample: float | None = None  # the share of all calls; None: log.request_sample of config.yaml
+    status_min: int = 500  # answers from this status on, and those that are cut short; NO_STATUS: none for that
+    denials: bool = True
+    slow_s: float = inf  # calls that take as long; inf: none for that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One route's rules."""
 
@@ -101,6 +115,7 @@ class Policy:
     unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
     body_bytes_max: int | None = None  # of one request; None: the gateway's own limit
+    log: LogLines = field(default_factory=LogLines)
     # Whether what a call weighs in some limit is for the call to tell.
     is_weighed_by_call: bool = field(init=False, default=False)
 

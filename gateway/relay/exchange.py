@@ -287,7 +287,10 @@ class Exchange:
             return False
         self._relay.counters.denial(policy, denial)
         if self._state != DONE:
-            self._refuse(answers.denial(denial, policy.rate_limit_headers), keep_alive=True)
+            answer = answers.denial(denial, policy.rate_limit_headers)
+            if policy.log.denials:
+                self._noteworthy(answer.status, "refused", denial)
+            self._refuse(answer, keep_alive=True)
         return False
 
     # --- forward
@@ -575,6 +578,8 @@ class Exchange:
             self._fail_midway()
 
     def _fail_midway(self) -> None:
+        if self._policy is not None and not self._abandoned and self._policy.log.status_min < rules.NO_STATUS:
+            self._noteworthy(self._status, "cut")
         self._settle(self._status)
         self._state = DONE
         # Cut short, a framed answer is seen to be incomplete. One that ends with its connection is not: a reset tells.
@@ -589,6 +594,9 @@ class Exchange:
 
     def _refuse(self, answer: answers.Answer, *, keep_alive: bool = False) -> None:
         """The gateway's own answer instead of the upstream's."""
+        policy = self._policy
+        if policy is not None and answer.status >= policy.log.status_min:
+            self._noteworthy(answer.status, "refused")
         self._state = DONE
         request = self.request
         keep = keep_alive and request.complete and request.keep_alive and not self._relay.draining
@@ -634,7 +642,10 @@ class Exchange:
         if policy is None:
             return
         if status > 0:
-            self._relay.counters.cast(policy.name, status, self._relay.now() - self._started)
+            duration_s = self._relay.now() - self._started
+            self._relay.counters.cast(policy.name, status, duration_s)
+            if status >= policy.log.status_min or duration_s >= policy.log.slow_s:
+                self._noteworthy(status, "client_gone" if self._abandoned or self._state == DONE else "answered")
             if self._account is None:
                 self._unidentified_answered(status)
         if not self._metered:
@@ -670,6 +681,10 @@ class Exchange:
                 self._request_id.decode("latin-1"),
             )
         )
+
+    def _noteworthy(self, status: int, ended: str, denial: Denial | None = None) -> None:
+        """The policy wants a line in the log of this call, whatever the sample says; of several the first counts."""
+        self._relay.noteworthy(self, status, ended, denial)
 
     def _charge(self, event: UsageEvent) -> None:
         self._relay.ledger.append(event)

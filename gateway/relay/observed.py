@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.policy.answers import Answer
-from gateway.policy.verdicts import BudgetExceeded, Hold, Pass, RateLimited, Verdict
+from gateway.policy.verdicts import BudgetExceeded, Denial, Hold, Pass, RateLimited, Verdict
 from gateway.relay.exchange import ADMITTING, CONNECTING, DONE, Exchange
 from gateway.relay.traceparent import TraceContext, forwarded
 
@@ -29,7 +29,7 @@ STAGES = ("identify", "admit", "connect", "first_byte", "answer")
 class Observation:
     """What was seen of one request. Times are ``time.perf_counter``'s, as the loop's clock counts whole ms."""
 
-    logged: bool
+    draw: float  # 0 to 1: below its policy's sample the request has a line in the log
     trace: TraceContext | None
     began_ns: int  # Unix time
     began_s: float
@@ -48,6 +48,7 @@ class Observation:
     charged_microcents: int | None = None
     ended: str = "answered"  # answered | refused | cut (in the middle of an answer) | client_gone
     duration_s: float = 0.0
+    noteworthy: bool = False  # its policy wants a line in any case
 
 
 class ObservedExchange(Exchange):
@@ -62,7 +63,7 @@ class ObservedExchange(Exchange):
         request: "Request",
         observer: "Observer",
         *,
-        logged: bool,
+        draw: float,
         trace: TraceContext | None,
     ) -> None:
         super().__init__(relay, client, request)
@@ -70,7 +71,7 @@ class ObservedExchange(Exchange):
         self._reported = False
         self._since_s = time.perf_counter()
         self._observation = Observation(
-            logged=logged,
+            draw=draw,
             trace=trace,
             began_ns=time.time_ns(),
             began_s=self._since_s,
@@ -168,6 +169,9 @@ class ObservedExchange(Exchange):
             observation.ended = "refused"
         super()._refuse(answer, keep_alive=keep_alive)
 
+    def _noteworthy(self, status: int, ended: str, denial: Denial | None = None) -> None:
+        self._observation.noteworthy = True
+
     def _charge(self, event: "UsageEvent") -> None:
         self._observation.charged_microcents = event.cost_microcents
         super()._charge(event)
@@ -189,6 +193,44 @@ class ObservedExchange(Exchange):
         observation.request_id = (self._request_id or self.request.request_id or b"").decode("latin-1")
         observation.duration_s = time.perf_counter() - observation.began_s
         self._observer.saw(observation)
+
+
+def noted(exchange: Exchange, status: int, ended: str, denial: Denial | None) -> Observation:
+    """What is known of a call that nobody has watched, just before its end."""
+    request, policy, account = exchange.request, exchange._policy, exchange._account
+    assert policy is not None
+    duration_s = exchange._relay.now() - exchange._started
+    charge = policy.cost.charge_microcents(status) if exchange._metered else None
+    if charge is not None and exchange.meter is not None:
+        charge = policy.cost.measured_microcents(exchange.meter.units(time.monotonic()))
+    if denial is not None:
+        verdict: str | None = _verdict_text(denial)
+    elif exchange._state <= ADMITTING:
+        verdict = None
+    else:
+        verdict = "admitted" if account is not None else "unidentified"
+    return Observation(
+        draw=1.0,
+        trace=None,
+        began_ns=time.time_ns() - round(duration_s * 1e9),
+        began_s=time.perf_counter() - duration_s,
+        method=request.method.decode("latin-1"),
+        path=request.target.partition(b"?")[0].decode("latin-1"),
+        client=exchange._client.address.decode("latin-1"),
+        stages={},
+        kind="policy",
+        request_id=(exchange._request_id or request.request_id or b"").decode("latin-1"),
+        policy=policy.name,
+        mode=policy.mode,
+        account=account.account_id if account is not None else None,
+        verdict=verdict,
+        status=status,
+        answered_by="gateway" if ended == "refused" else "upstream",
+        charged_microcents=charge,
+        ended=ended,
+        duration_s=duration_s,
+        noteworthy=True,
+    )
 
 
 def _verdict_text(verdict: Verdict) -> str:

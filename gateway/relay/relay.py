@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.identify import Credentials, Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
+    from gateway.policy.verdicts import Denial
     from gateway.relay.balancer import Balancer
     from gateway.relay.pool import Pool
     from gateway.tasks import Tasks
@@ -94,6 +95,8 @@ class Relay:
         self.hosted_pool: Pool
         # What a request becomes; an Observer takes this place where some are to be watched.
         self.new_exchange: Callable[[Relay, ClientConnection, Request], Exchange] = Exchange
+        # Hears of a call, its status, its end and its denial, where the policy's log wants a line of it.
+        self.noteworthy: Callable[[Exchange, int, str, Denial | None], None] = _nobody
         self.draining = False
         self.abandoned: set[Exchange] = set()
         self.in_flight = 0  # exchanges under way, of clients that wait and of those that have left
@@ -282,6 +285,10 @@ class Relay:
         """32 hex digits, unique among all workers."""
         self._requests_begun += 1
         return b"%b%016x" % (self._request_prefix, self._requests_begun)
+
+
+def _nobody(_: Exchange, __: int, ___: str, ____: "Denial | None") -> None:
+    """Nobody keeps a log."""
 
 
 def _invalid(message: str, details: str) -> Answer:

@@ -32,7 +32,7 @@ PAST_DAYS = 30
 async def main(seconds: float, folder: Path) -> None:
     """Run everything, and take the pictures at the end."""
     with tempfile.TemporaryDirectory(prefix="castgate-pictures-") as data_dir:
-        environ = {"STUB_RATE_LIMIT_PER_MINUTE": "0", "RATE_LIMIT_PER_MINUTE": "400", "LOG_LEVEL": "error"}
+        environ = {"STUB_RATE_LIMIT_PER_MINUTE": "0", "RATE_LIMIT_PER_MINUTE": "240", "LOG_LEVEL": "error"}
         with up(Path(data_dir), "--ephemeral", "--workers", "2", **environ) as one:
             one.wait_for("ready ")
             async with aiohttp.ClientSession() as session, async_playwright() as playwright:
@@ -99,7 +99,8 @@ async def _traffic(one: Up, session: aiohttp.ClientSession, keys: Sequence[str],
         while True:
             share = (loop.time() - began) / seconds
             rate = CALLS_A_SECOND * (1 + 0.6 * math.sin(share * 9) + 0.3 * math.sin(share * 31))
-            key = keys[1] if 0.35 < share < 0.55 and chosen.random() < 0.3 else chosen.choices(keys, weights)[0]
+            is_burst = 0.3 < share < 0.45 and chosen.random() < 0.4
+            key = keys[4] if is_burst else chosen.choices(keys, weights)[0]
             under_way.create_task(_post(one, session, "/v1/cast", key, input="lumos"))
             await asyncio.sleep(chosen.expovariate(max(rate, 1.0)))
 
@@ -120,9 +121,9 @@ async def _taken(page: Page, one: Up, folder: Path, scheme: str) -> None:
     if scheme == "light":  # what is asked is in the audit of both
         await page.get_by_role("button", name="Explain").click()
         await expect(page.get_by_text("admitted:")).to_be_visible()
-        await page.get_by_label("Cents at most").fill("250")
+        await page.get_by_label("Cents at most").fill("2500")
         await page.get_by_role("button", name="Set budget").click()
-        await expect(page.locator("#account > .told")).to_contain_text("250 cents")
+        await expect(page.locator("#account > .told")).to_contain_text("2500 cents")
     await page.screenshot(path=folder / f"account-{scheme}.png", full_page=True)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,8 @@ from gateway.embedded import free_port
 from gateway.metrics import Metrics, render
 from gateway.observer import Observer
 from gateway.otlp import WAITING_MAX, Spans
+from gateway.policy.rules import LogLines, Policy, Rules
+from gateway.relay.exchange import Exchange
 from gateway.relay.observed import Observation, ObservedExchange
 from gateway.relay.request import Request
 from gateway.relay.traceparent import begin
@@ -30,7 +33,7 @@ def settings(**sections: dict[str, Any]) -> Settings:
 
 def seen(**changes: Any) -> Observation:
     facts: dict[str, Any] = {
-        "logged": True,
+        "draw": 0.0,
         "trace": begin(None),
         "began_ns": 1_700_000_000_000_000_000,
         "began_s": 5.0,
@@ -57,10 +60,23 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[StringIO]:
     root.handlers, root.level = handlers, level
 
 
-def test_where_nothing_is_watched_there_is_no_observer() -> None:
+def observing(one: Observer, **samples: float | None) -> Observer:
+    """By policies that ask for these samples of lines."""
+    policies = (
+        Policy(name=name, methods=frozenset(), path="/", log=LogLines(sample=sample))
+        for name, sample in samples.items()
+    )
+    one.use(Rules(version="v", policies=tuple(policies), plans={}, default_plan="free"))
+    return one
+
+
+def test_where_nothing_is_watched_a_request_is_a_plain_exchange() -> None:
     metrics = Metrics()
-    assert Observer.of(settings(metrics={"stage_sample": 0}), metrics, None) is None
-    assert Observer.of(settings(), metrics, None) is not None  # stages, of one request in a hundred
+    nothing = settings(metrics={"stage_sample": 0})
+    assert observing(Observer(nothing, metrics, None)).exchange is Exchange
+    assert observing(Observer(nothing, metrics, None), cast=0.0).exchange is Exchange
+    assert observing(Observer(nothing, metrics, None), cast=0.1).exchange is not Exchange
+    assert observing(Observer(settings(), metrics, None)).exchange is not Exchange  # stages, of one in a hundred
     assert Spans.of(settings().traces, metrics) is None
     metrics.close()
 
@@ -69,7 +85,7 @@ def test_where_nothing_is_watched_there_is_no_observer() -> None:
 @pytest.mark.parametrize("share", [0.02, 0.25, 1.0])
 def test_the_share_that_is_watched_is_the_one_asked_for(sections: dict[str, Any], share: float) -> None:
     metrics = Metrics()
-    one = Observer(settings(metrics={"stage_sample": share}, **sections), metrics, None)
+    one = observing(Observer(settings(metrics={"stage_sample": share}, **sections), metrics, None))
     relay: Any = SimpleNamespace(now=lambda: 0.0, limits=SimpleNamespace(body_bytes_max=0))
     client: Any = SimpleNamespace(address=b"127.0.0.1")
     count = 20_000
@@ -79,9 +95,50 @@ def test_the_share_that_is_watched_is_the_one_asked_for(sections: dict[str, Any]
     metrics.close()
 
 
+def test_each_policy_has_the_share_of_lines_that_it_asks_for(stream: StringIO) -> None:
+    metrics = Metrics()
+    one = observing(Observer(settings(log={"request_sample": 0.1}), metrics, None), often=0.5, never=0.0, default=None)
+    relay: Any = SimpleNamespace(now=lambda: 0.0, limits=SimpleNamespace(body_bytes_max=0))
+    client: Any = SimpleNamespace(address=b"127.0.0.1")
+    count = 20_000
+    watched = 0
+    for _ in range(count):
+        exchange = one.exchange(relay, client, Request())
+        if isinstance(exchange, ObservedExchange):
+            watched += 1
+            draw = exchange._observation.draw
+            for policy in ("often", "never", "default", None):
+                one.saw(seen(draw=draw, policy=policy, trace=None))
+            one.close()
+    lines = Counter(json.loads(line).get("policy") for line in stream.getvalue().splitlines())
+    for policy, share in (("often", 0.5), ("default", 0.1), (None, 0.1)):
+        assert abs(lines[policy] - count * share) <= 6 * (count * share * (1 - share)) ** 0.5, policy
+    assert lines["never"] == 0
+    assert watched == lines["often"]  # no more than the largest of them asks for
+    metrics.close()
+
+
+def test_what_is_always_logged_is_bounded_and_what_is_too_much_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: StringIO
+) -> None:
+    metrics = Metrics(tmp_path, "worker-0")
+    one = observing(Observer(settings(), metrics, None))
+    now = 5.0
+    monkeypatch.setattr(observer, "monotonic", lambda: now)
+    for _ in range(observer.NOTEWORTHY_PER_S_MAX + 2):
+        one.saw(seen(draw=1.0, noteworthy=True))
+    now = 6.0
+    one.saw(seen(draw=1.0, noteworthy=True))
+    one.saw(seen(draw=1.0))
+    one.close()
+    assert stream.getvalue().count("\n") == observer.NOTEWORTHY_PER_S_MAX + 1
+    assert "castgate_request_lines_dropped_total 2.0" in render(tmp_path).decode()
+    metrics.close()
+
+
 def test_a_line_is_written_later_and_has_its_facts_in_their_units(stream: StringIO) -> None:
     metrics = Metrics()
-    one = Observer(settings(), metrics, None)
+    one = observing(Observer(settings(log={"request_sample": 1}), metrics, None))
     one.saw(seen(path="/v1/keys/ck_0123456789abcdef", charged_microcents=250_000, account="a-1"))
     assert stream.getvalue() == ""
     one.close()
@@ -95,7 +152,7 @@ def test_a_line_is_written_later_and_has_its_facts_in_their_units(stream: String
 async def test_lines_are_written_between_requests(monkeypatch: pytest.MonkeyPatch, stream: StringIO) -> None:
     monkeypatch.setattr(observer, "WRITE_INTERVAL_S", 0.001)
     metrics = Metrics()
-    one = Observer(settings(), metrics, None)
+    one = observing(Observer(settings(log={"request_sample": 1}), metrics, None))
     task = asyncio.get_running_loop().create_task(one.write_forever())
     for _ in range(observer.LINES_AT_ONCE * 2 + 1):
         one.saw(seen())
@@ -108,7 +165,7 @@ async def test_lines_are_written_between_requests(monkeypatch: pytest.MonkeyPatc
 
 def test_a_log_that_cannot_keep_up_loses_lines_and_says_how_many(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, "worker-0")
-    one = Observer(settings(), metrics, None)
+    one = observing(Observer(settings(log={"request_sample": 1}), metrics, None))
     for _ in range(observer.WAITING_MAX + 3):
         one.saw(seen())
     assert "castgate_request_lines_dropped_total 3.0" in render(tmp_path).decode()

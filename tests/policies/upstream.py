@@ -27,7 +27,7 @@ class Upstream(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     """``status``, ``answer`` (header fields), ``chunks`` or ``packed`` (a body in hex), ``sleep_ms``, ``waits`` (until
-    ``Upstream.go`` is set)."""
+    ``Upstream.go`` is set), ``cut`` (the connection ends after the first chunk)."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -52,6 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         for chunk in chunks:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             self.wfile.flush()
+            if play.get("cut"):
+                self.close_connection = True
+                return
         self.wfile.write(b"0\r\n\r\n")
 
     def do_GET(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, JsonCost
 from gateway.policy.effective import CHANGES_MAX, Change, changes, cost_text, effective, limit_text
-from gateway.policy.rules import Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.rules import NO_STATUS, Cost, LogLines, Plan, Policy, RateLimit, Rules
 from gateway.policy.weights import HeaderWeight
 
 LIMIT = RateLimit(name="a", key="account", limit=1, window_ms=1000, algorithm="token_bucket", burst=2)
@@ -30,6 +30,7 @@ COST = Cost(
 POLICY = Policy(
     name="p", methods=frozenset({"POST"}), path="/p", cost=COST, rate_limits=(LIMIT,), cast_id_pointer="/id"
 )
+LOG = LogLines(slow_s=1.0)
 WEEK = BudgetLimit(period="weekly", hard_limit_microcents=100)
 PLAN = Plan(name="free", budgets=(WEEK,), rate_limits={"a": 2}, stripe_price="price_1")
 OTHER: dict[type, Any] = {int: 7, str: "other", Fraction: Fraction(9)}
@@ -59,8 +60,16 @@ def cases() -> Iterator[tuple[str, Rules]]:
         for name, other in altered(part):
             parts = (*COST.parts[:place], other, *COST.parts[place + 1 :])
             yield f"part {place} {name}", rules(replace(POLICY, cost=replace(COST, parts=parts)))
+    for name, log in altered(LOG, sample=0.5, status_min=NO_STATUS, denials=False, slow_s=9.0):
+        yield f"log {name}", rules(replace(POLICY, log=log))
     for name, policy in altered(
-        POLICY, methods=frozenset({"GET"}), cost=Cost(), rate_limits=(), unidentified=POLICY, cast_id_pointer=None
+        POLICY,
+        methods=frozenset({"GET"}),
+        cost=Cost(),
+        rate_limits=(),
+        unidentified=POLICY,
+        cast_id_pointer=None,
+        log=LogLines(denials=False),
     ):
         yield f"policy {name}", rules(policy)
     for name, budget in altered(WEEK):
