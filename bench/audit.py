@@ -18,6 +18,13 @@ from bench.surroundings import Surroundings, call
 from bench.targets import COST_PER_CAST_CENTS
 from gateway.policy.money import MICROCENTS_PER_CENT
 
+_OTHERS = """
+SELECT ledger.calls, ledger.cost, counters.calls AS counted_calls, counters.cost AS counted_cost FROM
+  (SELECT count(*) AS calls, coalesce(sum(cost_microcents), 0)::bigint AS cost
+   FROM usage_events WHERE account_id <> $1) AS ledger,
+  (SELECT coalesce(sum(calls), 0)::bigint AS calls, coalesce(sum(used_microcents), 0)::bigint AS cost
+   FROM usage_counters WHERE account_id <> $1 AND period = 'total') AS counters
+"""
 BURST_CALLS = 1000
 BURST_CONNECTIONS = 32
 SETTLE_TIMEOUT_S = 30.0  # a ledger that is this far behind is a finding
@@ -76,6 +83,35 @@ def audit(around: Surroundings, port: int, request: Request, tally: Tally) -> st
     if after.calls - books.calls != BURST_CALLS:
         raise BenchError(f"a burst of {BURST_CALLS} calls added {after.calls - books.calls} to the ledger")
     return f"audit: {tally.certain + BURST_CALLS} casts counted, {after.calls} charged, counters agree, nothing held"
+
+
+def audit_many(around: Surroundings, tally: Tally) -> str:
+    """The same of all other accounts: every call in the ledger, and in the counters what the ledger has."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        calls, cost, counted_calls, counted_cost = asyncio.run(_books_of_others(around))
+        if calls >= tally.certain and calls == counted_calls:
+            break
+        if time.monotonic() > deadline:
+            raise BenchError(f"the ledger has {calls} calls of many accounts, its counters {counted_calls}, expected "
+                             f"at least {tally.certain}")  # fmt: skip
+        time.sleep(SETTLE_POLL_S)
+    if calls > tally.certain + tally.possible:
+        raise BenchError(f"the ledger has {calls} calls of many accounts, expected at most {tally.possible} more "
+                         f"than {tally.certain}")  # fmt: skip
+    if not cost == counted_cost == calls * COST_PER_CAST_CENTS * MICROCENTS_PER_CENT:
+        raise BenchError(f"{calls} calls of many accounts cost {cost} microcents, by the counters {counted_cost}")
+    return f"audit of many accounts: {tally.certain} casts counted, {calls} charged, counters agree"
+
+
+async def _books_of_others(around: Surroundings) -> tuple[int, int, int, int]:
+    connection = await asyncpg.connect(around.database_url)
+    try:
+        row = await connection.fetchrow(_OTHERS, around.account_id)
+    finally:
+        await connection.close()
+    assert row is not None
+    return row["calls"], row["cost"], row["counted_calls"], row["counted_cost"]
 
 
 def _settled(around: Surroundings, port: int) -> Books:

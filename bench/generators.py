@@ -6,6 +6,7 @@ requests that a stall kept it from sending; ``bench.load`` does neither. A figur
 """
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench.processes import BenchError, pinned
+from bench.processes import BenchError, pinned, run_program
 
 REPLY_TIMEOUT_S = 10
 # Beyond its seconds a generator may wait for answers and start up for this long.
@@ -32,6 +33,22 @@ done = function(summary, latency, requests)
 end
 """
 
+# Requests are made beforehand; each run begins at another of the keys, so that all of them have their turn.
+_WRK_KEYS = """
+local requests, place = {}, 0
+init = function()
+  for key in io.lines(%s) do
+    wrk.headers["Authorization"] = "Bearer " .. key
+    requests[#requests + 1] = wrk.format()
+  end
+  place = math.floor(#requests * %f)
+end
+request = function()
+  place = place %% #requests + 1
+  return requests[place]
+end
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -41,6 +58,7 @@ class Request:
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
+    keys_file: Path | None = None  # API keys, one a line: each request has the next one of them, in Authorization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +111,8 @@ def _wrk(
     script = folder / "wrk.lua"
     lines = [f"wrk.method = {_lua(request.method)}", f"wrk.body = {_lua(request.body) if request.body else 'nil'}"]
     lines += [f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in request.headers.items()]
+    if request.keys_file is not None:
+        lines.append(_WRK_KEYS % (_lua(str(request.keys_file)), random.random()))
     script.touch(mode=0o600)  # it holds a key
     script.write_text("\n".join(lines) + _WRK_REPORT)
     whole_s = max(1, round(seconds))  # wrk knows no fractions
@@ -116,6 +136,8 @@ def _python(cores: Sequence[int], base_url: str, request: Request, connections: 
     words += ["--connections", str(connections), "--seconds", str(seconds), "--body", request.body]
     for name, value in request.headers.items():
         words += ["--header", f"{name}: {value}"]
+    if request.keys_file is not None:
+        words += ["--keys", str(request.keys_file)]
     ended = _run(words, cores, seconds + GRACE_S)
     try:
         figures = json.loads(ended.stdout)
@@ -136,11 +158,8 @@ def _python(cores: Sequence[int], base_url: str, request: Request, connections: 
 
 
 def _run(words: list[str], cores: Sequence[int], timeout_s: float) -> "subprocess.CompletedProcess[str]":
-    try:
-        with pinned(cores):
-            return subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"the load generator did not end within {timeout_s:.0f} s") from None
+    with pinned(cores):
+        return run_program(words, timeout_s=timeout_s)
 
 
 def _lua(text: str) -> str:

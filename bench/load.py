@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Self, cast
 from urllib.parse import urlsplit
@@ -305,6 +306,9 @@ def _text(result: LoadResult) -> str:
 @click.option("--method", default="GET", show_default=True)
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header to send; repeatable.")
 @click.option("--body", default="", help="The request's body.")
+@click.option(
+    "--keys", type=click.Path(exists=True, path_type=Path), help="API keys, one a line: one for each request."
+)
 @click.option("--connections", default=64, show_default=True, type=click.IntRange(1, 20_000))
 @click.option("--total", type=click.IntRange(1), help="Send exactly this many requests.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Send for this long.")
@@ -315,6 +319,7 @@ def main(
     method: str,
     headers: tuple[str, ...],
     body: str,
+    keys: Path | None,
     connections: int,
     total: int | None,
     seconds: float | None,
@@ -333,8 +338,9 @@ def main(
         except OSError as error:
             raise click.UsageError(f"cannot pin to core {core}: {error.strerror}") from None
     fields = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
+    variants = [{**fields, "Authorization": f"Bearer {key}"} for key in keys.read_text().split()] if keys else [fields]
     try:
-        endpoint = Endpoint.of(url, method=method, headers=fields, body=body.encode())
+        endpoint = Endpoint.of(url, method=method, headers=variants, body=body.encode())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     result = uvloop.run(run([endpoint], Load(connections=connections, total=total, seconds=seconds)))

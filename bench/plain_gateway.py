@@ -15,8 +15,6 @@ from bench.processes import START_TIMEOUT_S, BenchError, Child, process_tree, ru
 from bench.targets import REPOSITORY, Place, castgate_environment
 from gateway.embedded import free_port
 
-_NOBODY = {"database_url": "postgresql://127.0.0.1:9/none", "redis_url": "redis://127.0.0.1:9/0"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainGateway:
@@ -50,7 +48,12 @@ def plain_gateway(upstream_url: str, *, environment: Mapping[str, str] | None = 
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="castgate-plain-") as folder:
         place = Place(
-            folder=Path(folder), port=free_port(), admin_port=free_port(), upstream_url=upstream_url, **_NOBODY
+            folder=Path(folder),
+            port=free_port(),
+            admin_port=free_port(),
+            upstream_url=upstream_url,
+            database_url="postgresql://127.0.0.1:9/none",
+            redis_url="redis://127.0.0.1:9/0",
         )
         words = [sys.executable, "-m", "gateway", "serve", "--config", str(REPOSITORY / "config.yaml")]
         variables = {**castgate_environment(place), "LOG_LEVEL": "error", **(environment or {})}

@@ -21,6 +21,7 @@ STOP_TIMEOUT_S = 15.0  # longer than a gateway drains
 KILL_TIMEOUT_S = 5.0
 POLL_S = 0.02
 LOG_TAIL_LINES = 15
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,6 +35,11 @@ class Cores:
 
     proxy: int
     rest: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every core there is."""
+        return tuple(sorted({self.proxy, *self.rest}))
 
     @property
     def shared(self) -> bool:
@@ -146,6 +152,25 @@ def cpu_s(pid: int) -> float:
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS_PER_S
+
+
+def run_program(words: Sequence[str], *, timeout_s: float, input_text: str = "") -> "subprocess.CompletedProcess[str]":
+    """A program that ends by itself. Raises BenchError where it does not within ``timeout_s``."""
+    try:
+        return subprocess.run(
+            list(words), input=input_text, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"the load generator did not end within {timeout_s:.0f} s") from None
+
+
+def largest_bytes(pid: int) -> int:
+    """Resident set size of the largest process among ``pid`` and those below it: of a gateway, its worker."""
+    sizes = [0]
+    for member in process_tree(pid):
+        with contextlib.suppress(OSError):
+            sizes.append(int(Path(f"/proc/{member}/statm").read_text().split()[1]) * _PAGE_BYTES)
+    return max(sizes)
 
 
 def memory_bytes(pid: int) -> int:

@@ -67,7 +67,7 @@ def _profile(row: Row, kind: str, seconds: float, connections: int, generator_na
             surroundings(folder, cores, stores=True, say=lambda text: click.echo(f"{text} …", err=True))
         )
         child = stack.enter_context(started(_profiled(kind, found), around))
-        request, url = row.request(around.api_key), f"http://127.0.0.1:{child.port}"
+        request, url = row.request(around), f"http://127.0.0.1:{child.port}"
         generator(url, request, connections, WARM_UP_S)
         workers = _workers(child.process.pid)
         if not workers:

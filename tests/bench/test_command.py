@@ -1,4 +1,4 @@
-"""``python -m bench`` as a person runs it: a table, figures in a file, nothing left behind."""
+"""``python -m bench`` as a person runs it: tables, figures in a file, nothing left behind."""
 
 import json
 import os
@@ -11,53 +11,74 @@ from pathlib import Path
 import pytest
 
 from bench.processes import is_running, process_tree
+from bench.targets import ROWS
 
 GENERATORS = ["python", *(["wrk"] if shutil.which("wrk") else [])]
 
 
-def bench(*words: str) -> "subprocess.CompletedProcess[str]":
+def bench(*words: str, environ: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "bench", *words], capture_output=True, text=True, check=False, timeout=50
-    )
+        [sys.executable, "-m", "bench", *words], capture_output=True, text=True, check=False, timeout=160,
+        env={**os.environ, **(environ or {})},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_it_measures_and_writes_the_figures(tmp_path: Path, generator: str) -> None:
-    file = tmp_path / "new" / "figures.json"
+    file, chart = tmp_path / "new" / "figures.json", tmp_path / "new" / "chart.svg"
     ended = bench(
-        *("--only", "direct", "--rounds", "1", "--seconds", "1", "--connections", "4"),
-        *("--generator", generator, "--json", str(file)),
+        *("--only", "direct", "--scenarios", "throughput", "--rounds", "1", "--seconds", "0.2", "--connections", "4"),
+        *("--generator", generator, "--json", str(file), "--chart", str(chart)),
     )
     assert ended.returncode == 0, ended.stderr
     assert "upstream directly" in ended.stdout
     assert f"load by {generator}" in ended.stdout
     figures = json.loads(file.read_text())
-    assert figures["load"] == {"connections": 4, "rounds": 1, "seconds": 1.0, "generator": generator}
-    (row,) = figures["rows"]
-    assert (row["name"], row["ratio"]) == ("direct", None)
-    assert row["requests_per_s"] > 100
-    assert 0 < row["p50_ms"] <= row["p99_ms"]
-    assert row["rounds"][0]["errors"] == row["rounds"][0]["refused"] == 0
+    (scenario,) = figures["scenarios"]
+    assert [scenario[name] for name in ("name", "connections", "rounds", "seconds")] == ["throughput", 4, 1, 0.2]
+    (found,) = scenario["rows"]["direct"]
+    assert found["requests_per_s"] > 100
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found["errors"] == found["refused"] == 0
+    assert chart.read_text().startswith("<svg ")
+    again = bench("--from", str(file))
+    assert again.stdout.startswith(ended.stdout.partition("\nwrk makes")[0].rstrip())
 
 
-def test_casts_through_the_whole_gateway_are_audited(tmp_path: Path) -> None:
+@pytest.mark.timeout(180)  # a dozen servers, one after the other, on a machine that may be busy
+def test_every_peer_that_is_here_and_castgate_carry_calls_and_streams(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
+    rows = ["nginx", "nginx-lua", "haproxy", "envoy", "castgate", "castgate-many"]
     ended = bench(
-        *("--only", "castgate-plain,castgate", "--rounds", "1", "--seconds", "1", "--connections", "8"),
-        *("--generator", "python", "--json", str(file)),
+        *("--quick", "--only", ",".join(rows), "--scenarios", "throughput,event-streams", "--generator", "python"),
+        *("--seconds", "0.2", "--accounts", "200", "--json", str(file)),
     )
     assert ended.returncode == 0, ended.stderr
     assert "counters agree, nothing held" in ended.stdout
+    assert "audit of many accounts" in ended.stdout
     figures = json.loads(file.read_text())
-    assert [row["name"] for row in figures["rows"]] == ["castgate-plain", "castgate"]
-    plain, everything = (row["behind_cpu_us_per_request"] for row in figures["rows"])
-    assert plain["Postgres"] < everything["Postgres"]
+    calls, streams = (scenario["rows"] for scenario in figures["scenarios"])
+    assert list(calls) == [row for row in rows if _title(row) not in "".join(figures["skipped"])]
+    assert list(streams) == list(calls)[:-1]
+    for row, (found,) in [*calls.items(), *streams.items()]:
+        assert found["requests"] > 0, row
+        assert found["errors"] == found["refused"] == 0, row
+
+
+def _title(name: str) -> str:
+    return next(row.title for row in ROWS if row.name == name)
+
+
+def test_a_peer_that_is_missing_is_left_out_and_said_how_to_have(tmp_path: Path) -> None:
+    ended = bench("--only", "nginx", environ={"PATH": str(tmp_path), "CASTGATE_BENCH_SYSTEM_FOLDERS": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "left out: nginx, bare (to have it: apt-get install nginx-light)" in ended.stderr
 
 
 def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     ended = bench("--only", "direct,haproxy2")
     assert ended.returncode == 2
-    assert "no row 'haproxy2'; there are direct, aiohttp, castgate-plain, castgate" in ended.stderr
+    assert "no row 'haproxy2'; there are direct, nginx, nginx-lua, haproxy, envoy, aiohttp" in ended.stderr
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
@@ -72,7 +93,7 @@ def test_stopped_it_leaves_no_process_and_no_folder(tmp_path: Path, by: signal.S
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("round 1"):
+            if "round 1" in line:
                 break
         children = process_tree(process.pid)[1:]
         assert children

@@ -1,103 +1,61 @@
-"""What is made of the figures: ratios within a round, medians over rounds, a table, and doubts."""
+"""How rows are measured: in turns, and with what a server's processes cost."""
 
-from dataclasses import replace
+import sys
+from pathlib import Path
 
-from bench.generators import Sample
-from bench.processes import Cores
-from bench.report import behind, doubts, table
-from bench.rounds import Measured, Plan, RowResult, results, run_rounds
+from bench.generators import Request, Sample
+from bench.processes import Cores, running, split_cores
+from bench.rounds import Measured, measure, run_rounds
+from bench.surroundings import Surroundings
 from bench.targets import ROWS, Row
+from gateway.embedded import free_port
 
-DIRECT, AIOHTTP, _, CASTGATE = ROWS
-CORES = Cores(proxy=0, rest=(1,))
+DIRECT, CASTGATE = ROWS[0], next(row for row in ROWS if row.name == "castgate")
 
 
-def sample(requests: int, *, errors: int = 0) -> Sample:
+def sample(requests: int = 1) -> Sample:
     return Sample(
-        generator="python",
-        requests=requests,
-        refused=0,
-        errors=errors,
-        abandoned_max=0,
-        elapsed_s=1.0,
-        p50_ms=1.5,
-        p99_ms=2.5,
-        p99_9_ms=3.5,
-    )
+        generator="python", requests=requests, refused=0, errors=0, abandoned_max=0, elapsed_s=1.0, p50_ms=1.5,
+        p99_ms=2.5, p99_9_ms=3.5,
+    )  # fmt: skip
 
 
-def measured(requests: int, *, other_cpu: float = 0.0, rest_busy: float = 0.5, errors: int = 0) -> Measured:
+def measured() -> Measured:
     return Measured(
-        sample=sample(requests, errors=errors),
-        cpu_us=100.0,
-        behind_cpu_us={"Redis": 8.4, "upstream": 0.2},
-        memory_bytes=20 * 1024 * 1024,
-        proxy_core_busy=0.9,
-        rest_cores_busy=rest_busy,
-        other_cpu=other_cpu,
-    )
+        sample=sample(), cpu_us=1, behind_cpu_us={}, memory_bytes=1, largest_bytes=1, proxy_core_busy=1,
+        rest_cores_busy=1, other_cpu=0,
+    )  # fmt: skip
 
 
-def test_rounds_are_interleaved_after_a_warm_up_of_every_row() -> None:
-    asked: list[tuple[str, float]] = []
+def test_rounds_are_interleaved() -> None:
+    asked: list[str] = []
 
-    def measure_row(row: Row, seconds: float) -> Measured:
-        asked.append((row.name, seconds))
-        return measured(1)
+    def measure_row(row: Row) -> Measured:
+        asked.append(row.name)
+        return measured()
 
-    plan = Plan(rounds=2, seconds=3, warm_up_s=1, connections=1)
-    found = run_rounds([AIOHTTP, CASTGATE], plan, measure_row, lambda _text: None)
-    assert asked == [(name, seconds) for seconds in (1, 3, 3) for name in ("aiohttp", "castgate")]
-    assert {name: len(rounds) for name, rounds in found.items()} == {"aiohttp": 2, "castgate": 2}
-
-
-def test_a_ratio_is_made_within_each_round() -> None:
-    rounds = {
-        "aiohttp": [measured(1000), measured(2000), measured(500)],
-        "castgate": [measured(3000), measured(8000), measured(500)],
-    }
-    base, castgate = results([AIOHTTP, CASTGATE], rounds, "aiohttp")
-    assert list(castgate.ratios) == [3.0, 4.0, 1.0]
-    assert castgate.ratio == 3.0
-    assert base.ratio == 1.0
+    found = run_rounds([DIRECT, CASTGATE], 2, measure_row, lambda _: None, "title")
+    assert asked == ["direct", "castgate", "direct", "castgate"]
+    assert {name: len(rounds) for name, rounds in found.items()} == {"direct": 2, "castgate": 2}
 
 
-def test_without_the_baseline_there_is_no_ratio() -> None:
-    (result,) = results([CASTGATE], {"castgate": [measured(10)]}, "aiohttp")
-    assert result.ratio is None
-    assert "–" in table([result])
+def test_a_server_is_measured_with_all_its_processes(tmp_path: Path) -> None:
+    port = free_port()
+    cores = split_cores()
+    around = Surroundings(folder=tmp_path, cores=cores, upstream_url="")
+    words = [sys.executable, "-m", "bench.fast_upstream", "--port", str(port)]
+
+    def load(base_url: str, _: Request) -> Sample:
+        assert base_url == f"http://127.0.0.1:{port}"
+        return sample(100)
+
+    with running("server", words, port=port, cores=cores.rest, folder=tmp_path, environment={}) as child:
+        found = measure(Request(path="/"), child, around, load, 0.0)
+    assert 10 * 2**20 < found.largest_bytes < 200 * 2**20
+    assert found.memory_bytes > 0
+    assert found.as_json()["requests_per_s"] == 100
 
 
-def test_the_table_is_aligned_and_names_the_baseline() -> None:
-    found = results([AIOHTTP, CASTGATE], {"aiohttp": [measured(2000)], "castgate": [measured(12345)]}, "aiohttp")
-    heading, _, first, second = table(found).splitlines()
-    assert heading.index("requests/s") + len("requests/s") == second.index("12,345") + len("12,345")
-    assert first.startswith("bare aiohttp proxy ")
-    assert "× bare aiohttp proxy" in heading
-    assert "6.17" in second
-
-
-def test_what_a_row_costs_elsewhere_is_told_by_process() -> None:
-    (result,) = results([CASTGATE], {"castgate": [measured(10)]}, "aiohttp")
-    assert behind([result]).splitlines()[-1] == f"  {CASTGATE.title}: Redis 8"
-
-
-def doubts_of(one: Measured, cores: Cores = CORES) -> list[str]:
-    return doubts([RowResult(row=CASTGATE, rounds=[one])], cores)
-
-
-def test_clean_figures_raise_no_doubt() -> None:
-    assert doubts_of(measured(10)) == []
-
-
-def test_each_doubt_names_its_row() -> None:
-    assert doubts_of(measured(10, other_cpu=0.3)) == [f"{CASTGATE.title}: other programs took 30% of its core"]
-    assert doubts_of(measured(10, rest_busy=0.99)) == [
-        f"{CASTGATE.title}: limited by the other cores (99% busy), not by itself (90%)"
-    ]
-    assert doubts_of(measured(10, errors=2)) == [f"{CASTGATE.title}: 2 requests failed"]
-
-
-def test_one_core_is_a_doubt_of_its_own() -> None:
-    (doubt,) = doubts_of(measured(10), replace(CORES, rest=(0,)))
-    assert doubt.startswith("only one core")
+def test_all_cores_are_those_of_the_server_and_the_rest() -> None:
+    assert Cores(proxy=0, rest=(1, 2)).all == (0, 1, 2)
+    assert Cores(proxy=0, rest=(0,)).all == (0,)

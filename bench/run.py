@@ -1,0 +1,197 @@
+"""A whole run: start everything, put every load on every row, audit the ledger, stop everything."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.audit import Tally, audit, audit_many
+from bench.figures import FORMAT
+from bench.generators import Generator, generator_named
+from bench.machine import machine, versions
+from bench.processes import BenchError, Child, pinned, split_cores
+from bench.rounds import Load, Measured, measure, run_rounds, with_generator
+from bench.scenarios import Preset, Scenario
+from bench.streams import EVENT_INTERVAL_S, read_streams, stream_upstream
+from bench.surroundings import Say, Surroundings, call, started, surroundings
+from bench.targets import NGINX, ROWS, Row, Target
+
+# How often the warm-up goes through the keys of many accounts, until all of them are known.
+_WARM_UPS_MAX = 120
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """What is needed all the way, and what is gathered."""
+
+    around: Surroundings
+    generator: Generator
+    say: Say
+    children: dict[str, Child] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)  # of the one account
+    tally_many: Tally = field(default_factory=Tally)
+
+    def start(self, stack: contextlib.ExitStack, targets: Sequence[Target], around: Surroundings, suffix: str) -> None:
+        for target in targets:
+            name = target.name + suffix
+            if name not in self.children:
+                self.say(f"starting {name}")
+                self.children[name] = stack.enter_context(started(target, around, name))
+
+    def check_answers(self, rows: Sequence[Row], *, large: bool) -> None:
+        """Every row must relay the service's answer before it is worth measuring."""
+        for row in rows:
+            request = row.request(self.around, large=large)
+            key = self.around.api_key
+            if request.keys_file is not None:
+                key = request.keys_file.read_text().partition("\n")[0]
+            child = self.children[row.target.name]
+            status, text = call(child.port, key, request.method, request.path, json.loads(request.body))
+            if status != 200 or '"status":"done"' not in text:
+                raise BenchError(f"{row.title} answered {status}: {text[:500]}; {child.log_tail()}")
+            if row.charged:
+                self.tally_of(row).certain += 1
+
+    def tally_of(self, row: Row) -> Tally:
+        return self.tally_many if row.many_accounts else self.tally
+
+    def measure(self, row: Row, child: Child, load: Load, seconds: float, *, large: bool = False) -> Measured:
+        """One row once, and its calls in the tally."""
+        measured = measure(row.request(self.around, large=large), child, self.around, load, seconds)
+        if row.charged:
+            self.tally_of(row).add(measured.sample)
+        return measured
+
+    def warm_up(self, rows: Sequence[Row], connections: int, seconds: float) -> None:
+        """Each row once; those of many accounts until each of them has called."""
+        for row in rows:
+            self.say(f"warming up: {row.title}")
+            load = with_generator(self.generator, connections, seconds)
+            self.measure(row, self.children[row.target.name], load, seconds)
+            if not row.many_accounts:
+                continue
+            seen = 0
+            for _ in range(_WARM_UPS_MAX):
+                seen += self.measure(row, self.children[row.target.name], load, seconds).sample.requests
+                # Runs begin at random places: after three times as many calls hardly an account is left out.
+                if seen > 3 * self.around.many_accounts:
+                    break
+
+    def scenario(self, scenario: Scenario, warm_up_s: float) -> dict[str, list[Measured]]:
+        """All rounds of one load."""
+        if scenario.streams:
+            return self._streams(scenario)
+        with contextlib.ExitStack() as stack:
+            own = [row.target for row in scenario.rows if row.target.name not in self.children]
+            self.start(stack, own, self.around, "")
+            rows = [row for row in scenario.rows if row.target in own]
+            self.check_answers(rows or scenario.rows, large=scenario.large)
+            if rows:
+                self.warm_up(rows, scenario.connections, warm_up_s)
+
+            def measure_row(row: Row) -> Measured:
+                load = with_generator(self.generator, scenario.connections, scenario.seconds)
+                child = self.children[row.target.name]
+                return self.measure(row, child, load, scenario.seconds, large=scenario.large)
+
+            found = run_rounds(scenario.rows, scenario.rounds, measure_row, self.say, scenario.title)
+            for target in own:
+                del self.children[target.name]
+            return found
+
+    def _streams(self, scenario: Scenario) -> dict[str, list[Measured]]:
+        """Servers in front of another service, which sends events."""
+        cores = self.around.cores.rest
+        events = max(1, round(scenario.seconds / EVENT_INTERVAL_S))
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(stream_upstream(self.around.folder, cores, events))
+            # A stream keeps its connection to the service.
+            around = replace(self.around, upstream_url=url, upstream_connections_max=2 * scenario.connections)
+            self.start(stack, [row.target for row in scenario.rows], around, "-streams")
+
+            def measure_row(row: Row) -> Measured:
+                child = self.children[f"{row.target.name}-streams"]
+                request = row.request(self.around)
+
+                def load(_base_url: str, _request: object) -> object:
+                    return read_streams(child.port, request, cores, scenario.connections, events)
+
+                measured = measure(request, child, self.around, load, scenario.seconds)  # type: ignore[arg-type]
+                if row.charged:
+                    self.tally.certain += scenario.connections
+                return measured
+
+            return run_rounds(scenario.rows, scenario.rounds, measure_row, self.say, scenario.title)
+
+    def audits(self) -> list[str]:
+        """What the ledger says of the calls of charged rows."""
+        found = []
+        charged = [row for row in ROWS if row.charged and row.target.name in self.children]
+        for row in charged:
+            self.say(f"auditing the ledger: {row.title}")
+            if row.many_accounts:
+                found.append(audit_many(self.around, self.tally_many))
+            else:
+                port = self.children[row.target.name].port
+                found.append(audit(self.around, port, row.request(self.around), self.tally))
+        return found
+
+
+def run(preset: Preset, generator_name: str, skipped: Sequence[str], say: Say) -> dict[str, object]:
+    """Measure, audit, stop everything; the figures. Raises BenchError."""
+    cores = split_cores()
+    rows = {row.name: row for scenario in preset.scenarios for row in scenario.rows}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="castgate-bench-")))
+        stack.enter_context(pinned(cores.rest))
+        generator = generator_named(generator_name, folder=folder, cores=cores.rest)
+        around = stack.enter_context(
+            surroundings(
+                folder,
+                cores,
+                stores=any(row.target.stores for row in rows.values()),
+                say=say,
+                many_accounts=preset.many_accounts if any(row.many_accounts for row in rows.values()) else 0,
+            )
+        )
+        state = _Run(around=around, generator=generator, say=say)
+        lasting = [row for row in ROWS if row.name in rows]
+        state.start(stack, [row.target for row in lasting], around, "")
+        state.check_answers(lasting, large=False)
+        state.warm_up(lasting, preset.scenarios[0].connections, preset.warm_up_s)
+        found = [(scenario, state.scenario(scenario, preset.warm_up_s)) for scenario in preset.scenarios]
+        audits = state.audits()
+        say("stopping")
+    say("")
+    return {
+        "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "cores": {"proxy": cores.proxy, "rest": list(cores.rest)},
+        "preset": preset.name,
+        "generator": next(
+            (one.sample.generator for _, rounds in found for many in rounds.values() for one in many), ""
+        ),
+        "upstream": "nginx" if NGINX.met else "python",
+        "many_accounts": around.many_accounts,
+        "audits": audits,
+        "skipped": list(skipped),
+        "rows": {
+            row.name: row.title.replace("many accounts", f"{around.many_accounts:,} accounts") for row in rows.values()
+        },
+        "scenarios": [
+            {
+                "name": scenario.name,
+                "title": scenario.title,
+                "connections": scenario.connections,
+                "rounds": scenario.rounds,
+                "seconds": scenario.seconds,
+                "rows": {name: [one.as_json() for one in rounds] for name, rounds in measured.items()},
+            }
+            for scenario, measured in found
+        ],
+    }
