@@ -84,6 +84,4 @@ class Connector:
     def _found(self, reason: str) -> None:
         if not self.is_pooled:  # several connections may find it out at once
             self.is_pooled = True
-            _log.info(
-                "postgres_behind_pooler", address=self._where, reason=reason, effect="none are kept prepared"
-            )
+            _log.info("postgres_behind_pooler", address=self._where, reason=reason, effect="none are kept prepared")

@@ -48,9 +48,12 @@ class Holds:
 
     async def _of_redis(self, account_id: str) -> dict[str, object]:
         async with teller_to(self._redis()) as redis:
-            key = f"cg:{{{redis.partition_of(account_id)}}}:workers"
+            partition = redis.partition_of(account_id)
+            key = f"cg:{{{partition}}}:workers"
             limits = LOOKED_THROUGH_MAX, HOLDS_MAX
-            _, count, held, rows = await redis.call("EVAL", _ACCOUNT_HOLDS.source, 1, key, account_id, *limits)
+            _, count, held, rows = await redis.call(
+                partition, "EVAL", _ACCOUNT_HOLDS.source, 1, key, account_id, *limits
+            )
         return {
             "source": "redis",
             "count": count if count >= 0 else None,

@@ -104,9 +104,7 @@ class RunningCluster:
             "cluster-allow-replica-migration no",
             *options,
         )
-        self.members = [
-            Member(folder, *settings, has_bus=True) for _ in range(primaries * (2 if with_replicas else 1))
-        ]
+        self.members = [Member(folder, *settings, has_bus=True) for _ in range(primaries * (2 if with_replicas else 1))]
         self._primaries = primaries
 
     def start(self) -> None:
@@ -251,7 +249,9 @@ class SentinelSet:
 
 
 @contextmanager
-def running_cluster(folder: Path, *options: str, primaries: int = 3, with_replicas: bool = True) -> Iterator[RunningCluster]:
+def running_cluster(
+    folder: Path, *options: str, primaries: int = 3, with_replicas: bool = True
+) -> Iterator[RunningCluster]:
     cluster = RunningCluster(folder, *options, primaries=primaries, with_replicas=with_replicas)
     try:
         cluster.start()
