@@ -35,6 +35,7 @@ _FORMS: dict[str, Form] = {
 }
 _EXAMPLES = {
     "single": "a URL such as redis://host:6379/0",
+    "unix": "a URL such as unix:///run/redis.sock?db=0",
     "cluster": "a URL such as redis+cluster://host:6379,host:6379",
     "sentinel": "a URL such as redis+sentinel://host:26379,host:26379/service",
 }
@@ -101,7 +102,7 @@ def read_redis_url(text: str) -> RedisAddress:
     login_text, at, hosts = authority.rpartition("@")
     if scheme == "unix":
         if hosts or not path:
-            raise ValueError("a URL such as unix:///run/redis.sock?db=0")
+            raise ValueError(_EXAMPLES["unix"])
         login = _login_of(_split(f"//{authority}", form), options)
         return RedisAddress(form=form, path=f"/{unquote(path)}", login=login, db=_database(options.get("db", "0")))
     names = hosts.split(",")

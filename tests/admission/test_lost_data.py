@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import redis
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
@@ -213,3 +214,33 @@ async def test_a_worker_that_holds_nothing_notices_too_before_its_call_is_admitt
     assert Hold not in kinds(await two.ask_many("a", 3, DENY))
     await all_serve(one, two)
     assert kinds(await two.ask_many("a", 3, DENY)) == {BudgetExceeded: 3}
+
+
+async def test_a_server_that_was_left_behind_and_is_asked_again_begins_anew(
+    start_worker: StartWorker, tables: Tables, script: Script, redis_url: str
+) -> None:
+    """A former primary that is one again, as the same process: it lacks what was held meanwhile."""
+    tables.put("a", monthly(10))
+    one, two = await start_worker("one"), await start_worker("two")
+    await one.ask_many("a", 4, DENY)
+    numbers = [_number(script)]
+    with redis.Redis.from_url(redis_url) as raw:
+        old = {key: raw.dump(key) for key in raw.keys()}
+        script.redis.flushdb()
+        await all_serve(one, two)
+        numbers.append(_number(script))
+        await two.ask_many("a", 6, DENY)
+        for worker in (one, two):
+            worker.admission._lanes[0]._lose("lost", "a failover")
+        script.redis.flushdb()
+        for key, value in old.items():
+            raw.restore(key, 0, value)
+    await all_serve(one, two)
+    numbers.append(_number(script))
+    assert numbers[0] < numbers[1] < numbers[2]
+    assert kinds(await one.ask_many("a", 2, DENY) + await two.ask_many("a", 2, DENY)) == {BudgetExceeded: 4}
+
+
+def _number(script: Script) -> int:
+    """Of the generation that now is."""
+    return int(str(script.redis.hget(f"{PREFIX}life", "g")).partition(".")[0])

@@ -39,11 +39,15 @@ def until(what: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
 class Member:
     """One redis-server, or one Sentinel, with a folder of its own."""
 
-    def __init__(self, folder: Path, *options: str, is_sentinel: bool = False, has_bus: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *options: str, is_sentinel: bool = False, has_bus: bool = False, password: str = ""
+    ) -> None:
         self.port = _port(has_bus=has_bus)
         self.client: redis.Redis[str] = redis.Redis(
-            HOST, self.port, decode_responses=True, socket_timeout=10, protocol=2
+            HOST, self.port, password=password or None, decode_responses=True, socket_timeout=10, protocol=2
         )
+        if password:
+            options = (*options, f"requirepass {password}")
         self._folder = folder / str(self.port)
         self._folder.mkdir()
         self._options = options
