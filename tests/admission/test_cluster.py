@@ -1,15 +1,20 @@
 """A real Redis Cluster: accounts are shared out over its primaries, and slots may move while calls go on."""
 
 import asyncio
+import json
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from itertools import islice
 from typing import Any
+from zlib import crc32
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
 from gateway.billing_sync_command import teller
+from gateway.cli import main
 from gateway.config.settings import CLUSTER_PARTITIONS
 from gateway.config.settings import Redis as RedisSettings
 from gateway.policy.verdicts import BudgetExceeded, Hold, Verdict
@@ -17,11 +22,14 @@ from gateway.reconcile import Reconciler
 from gateway.redis_store import RedisLink, RedisLostError
 from gateway.redis_tell import teller_to
 from gateway.redis_topology import slot_of, topology
+from tests.acceptance.conftest import CAST_BODY
 from tests.admission.calling import Callers, accounts_in
-from tests.admission.topologies import Member, RunningCluster, running_cluster
+from tests.admission.topologies import Member, RunningCluster, running_cluster, until
 from tests.admission.whole import Books, WholeWorker
 from tests.admission.world import CENT
+from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.making import migrate
+from tests.upstream_stub.running import Account, create_account, stub_process
 
 StartWhole = Callable[..., Coroutine[Any, Any, WholeWorker]]
 LIMIT_CENTS = 10
@@ -220,3 +228,49 @@ async def test_a_change_of_facts_is_told_where_the_account_is(cluster: RunningCl
         (account,) = names(1, partition)
         await tell(account, 7)
         assert state_of(cluster, partition, account) == {"v": "7"}
+
+
+def test_a_gateway_and_its_commands_work_with_a_cluster_and_without_one_of_its_primaries(
+    database_url: str, redis_url: str, cluster: RunningCluster
+) -> None:
+    with stub_process(database_url, redis_url, rate_limit_per_minute=0) as stub:
+        migrated(database_url)
+        stores = {"database_url": database_url, "redis_url": cluster.url, "upstream_url": stub.base_url}
+        environ = {name.upper(): url for name, url in stores.items()} | {"COST_PER_CAST_CENTS": "1"}
+
+        def castgate(*arguments: str) -> str:
+            result = CliRunner(env=environ).invoke(main, [*arguments, "--config", str(ROOT / "config.yaml")])
+            assert result.exit_code == 0, result.output
+            assert "warning" not in result.stderr
+            return result.stdout
+
+        with running_gateway(**stores) as gateway:
+            accounts = [asyncio.run(create_account(database_url)) for _ in range(6)]
+            until(lambda: _readiness(gateway) == "ready")
+            assert {_cast(gateway, account) for account in accounts for _ in range(3)} == {200}
+            told = json.loads(castgate("reconcile", "--json", "--all"))
+            assert {account["account_id"] for account in told["accounts"]} == {one.user_id for one in accounts}
+            assert None not in {window["redis"] for account in told["accounts"] for window in account["windows"]}
+            someone = accounts[0].user_id
+            assert "admitted" in castgate("explain", "--path", "/v1/cast", "--account", someone)
+
+            victim = cluster.owner(crc32(someone.encode()) % CLUSTER_PARTITIONS)
+            victim.kill()
+            assert {_cast(gateway, account) for account in accounts} == {200}
+            until(lambda: _readiness(gateway) == "degraded")
+            victim.start()
+            until(lambda: _readiness(gateway) == "ready")
+            assert {_cast(gateway, account) for account in accounts} == {200}
+
+
+def _readiness(gateway: RunningGateway) -> str:
+    with urllib.request.urlopen(f"{gateway.admin_url}/readyz", timeout=10) as answer:
+        assert answer.status == 200
+        return str(json.load(answer)["status"])
+
+
+def _cast(gateway: RunningGateway, account: Account) -> int:
+    headers = {"Authorization": f"Bearer {account.api_key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{gateway.base_url}/v1/cast", data=CAST_BODY, headers=headers, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return int(answer.status)

@@ -225,7 +225,7 @@ async def test_a_server_that_was_left_behind_and_is_asked_again_begins_anew(
     await one.ask_many("a", 4, DENY)
     numbers = [_number(script)]
     with redis.Redis.from_url(redis_url) as raw:
-        old = {key: raw.dump(key) for key in raw.keys()}
+        old = {key: raw.dump(key) for key in raw.scan_iter()}
         script.redis.flushdb()
         await all_serve(one, two)
         numbers.append(_number(script))

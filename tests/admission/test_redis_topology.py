@@ -77,7 +77,7 @@ async def test_what_a_sentinel_or_its_server_refuses_is_said(
 async def test_a_certificate_that_nobody_trusts_is_refused(watched: Watched) -> None:
     with pytest.raises(RedisLostError, match=r"localhost:\d+: .*certificate"):
         await connect(f"rediss+sentinel://:s3cret@localhost:{watched.port}/counters?sentinel_password=0ther")
-    with pytest.raises(RedisLostError, match="certificates for Redis: .*No such file"):
+    with pytest.raises(RedisLostError, match=r"certificates for Redis: .*No such file"):
         await connect(f"rediss+sentinel://localhost:{watched.port}/counters?ssl_ca_certs=/nowhere.pem")
 
 

@@ -5,9 +5,7 @@ import pytest
 from gateway.config.redis_address import RedisAddress, read_redis_url
 from tests.config.good_files import CONFIG, LoadIt, Refusal
 
-FORMS = (
-    "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel:// or rediss+sentinel://"
-)
+FORMS = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel:// or rediss+sentinel://"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ def test_an_address_says_where_redis_is(url: str, address: RedisAddress) -> None
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("", "expected a URL such as redis://host:6379/0, found \"\""),
+        ("", 'expected a URL such as redis://host:6379/0, found ""'),
         ("redis://", 'expected a URL such as redis://host:6379/0, found "redis://" (from ${REDIS_URL})'),
         ("redis://h:0", 'expected a URL such as redis://host:6379/0, found "redis://h:0" (from ${REDIS_URL})'),
         ("redis://h:x", 'expected a URL such as redis://host:6379/0, found "redis://h:x" (from ${REDIS_URL})'),
@@ -73,7 +71,10 @@ def test_an_address_says_where_redis_is(url: str, address: RedisAddress) -> None
             "(from ${REDIS_URL})",
         ),
         ("redis+cluster://a,a:6379", 'expected each host once in a Redis URL, found "a:6379" twice'),
-        ("redis+cluster://" + ",".join(f"h{n}" for n in range(65)), "expected at most 64 hosts in a Redis URL, found 65"),
+        (
+            "redis+cluster://" + ",".join(f"h{n}" for n in range(65)),
+            "expected at most 64 hosts in a Redis URL, found 65",
+        ),
         ("redis+cluster://a/2", "expected no database, of which a Redis Cluster has only number 0, found 2"),
         (
             "redis+sentinel://a:1,b:1",
