@@ -179,7 +179,7 @@ class Cluster(Topology):
         return links
 
     def guard_keys(self, prefix: str) -> tuple[str, ...]:
-        """One that never exists: while a slot is on its way to another node, a call that names a missing key is refused.
+        """One that never exists: while a slot is on its way to another node, who names a missing key is refused.
 
         Without it the accounts still here would be decided here for some workers, and by Postgres for those that met
         an account which had already gone: see docs/decisions/0040-a-slot-on-its-way-decides-nothing.md.

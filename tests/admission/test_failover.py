@@ -91,7 +91,7 @@ async def test_a_replica_that_lost_writes_takes_over_and_no_account_gets_more_th
             stack.push_async_callback(worker.stop)
         await asyncio.gather(*(worker.on("redis") for worker in workers))
 
-        # Of `spent` nothing is admitted meanwhile, and so nothing but the failover itself says that Redis lost anything.
+        # Of `spent` nothing is admitted meanwhile: nothing but the failover itself says that Redis lost anything.
         spent = next(accounts_in(redis.quiet, redis.partitions))
         here = list(islice(accounts_in(0, redis.partitions), 3))
         others = (number for number in range(2, redis.partitions) if number != redis.quiet)
