@@ -37,22 +37,9 @@ SELECT * FROM castgate_record_usage(
 -- name: complete_events
 -- Events ($1 ids, $2 statuses, $3 cast ids, $4 request ids) of calls that ended well, and that the ledger had already: one
 -- that was charged as an expired hold learns what it was. Its cost stays: it is in the counters. Gives what the casts cost.
-WITH told AS (
-    SELECT * FROM unnest($1::text::uuid[], $2::text::smallint[], $3::text::text[], $4::text::text[])
-        AS event(id, upstream_status, cast_id, request_id)
-), locked AS (
-    -- In order of id, as record_usage takes them.
-    SELECT event.id FROM usage_events AS event
-    WHERE event.id IN (SELECT id FROM told) AND event.outcome = 'expired'
-    ORDER BY event.id FOR UPDATE
-), completed AS (
-    UPDATE usage_events AS event
-    SET outcome = 'posted', upstream_status = told.upstream_status, cast_id = told.cast_id, request_id = told.request_id
-    FROM told JOIN locked USING (id)
-    WHERE event.id = told.id
-)
-SELECT told.cast_id, event.cost_microcents FROM told JOIN usage_events AS event USING (id)
-WHERE told.cast_id IS NOT NULL;
+SELECT cast_id, cost_microcents FROM castgate_complete_events(
+    $1::text::uuid[], $2::text::smallint[], $3::text::text[], $4::text::text[]
+);
 
 -- name: record_usage_of_holds
 -- The same for while there are holds in Postgres: the holds of these events go in the same transaction.
@@ -465,7 +452,9 @@ CROSS JOIN LATERAL (
     WHERE event.account_id = counter.account_id
       AND event.occurred_at >= counter.window_start AND event.occurred_at < counter.window_end
 ) AS past
-LEFT JOIN usage_archived AS archived ON archived.account_id = counter.account_id AND counter.period = 'total'
+LEFT JOIN LATERAL (
+    SELECT cost_microcents, calls FROM usage_archived WHERE account_id = counter.account_id AND counter.period = 'total' LIMIT 1
+) AS archived ON true
 WHERE counter.account_id = ANY($1::text[]) AND ($2 OR (counter.window_end > now() AND counter.period <> 'total'))
   AND (counter.period = 'total' OR counter.window_start >= ALL (SELECT until FROM usage_months_dropped))
 UNION ALL
@@ -476,7 +465,9 @@ CROSS JOIN LATERAL (
     SELECT coalesce(sum(event.cost_microcents), 0)::bigint AS cost, count(*) AS calls FROM usage_events AS event
     WHERE event.account_id = asked.account_id
 ) AS past
-LEFT JOIN usage_archived AS archived ON archived.account_id = asked.account_id
+LEFT JOIN LATERAL (
+    SELECT cost_microcents, calls FROM usage_archived WHERE account_id = asked.account_id LIMIT 1
+) AS archived ON true
 WHERE $2 AND past.calls + coalesce(archived.calls, 0) > 0 AND NOT EXISTS (
     SELECT FROM usage_counters AS counter WHERE counter.account_id = asked.account_id AND counter.period = 'total'
 )
@@ -490,8 +481,12 @@ WHERE account_id = ANY($1::text[]) AND occurred_at > now() - make_interval(secs 
   AND cast_id IS NOT NULL AND recorded_at < now() - interval '5 seconds';
 
 -- name: recorded_events
--- Reconcile: which of the events ($1) the ledger has, and has had for a while.
-SELECT id FROM usage_events WHERE id = ANY($1::uuid[]) AND recorded_at < now() - interval '5 seconds';
+-- Reconcile: which of the events ($1) the ledger has, and has had for a while; one lookup in the month of each.
+SELECT event.id
+FROM unnest($1::uuid[]) AS asked(id)
+CROSS JOIN LATERAL (
+    SELECT id FROM usage_events WHERE id = asked.id AND recorded_at < now() - interval '5 seconds' LIMIT 1
+) AS event;
 
 -- name: repair_usage
 -- Reconcile: the counters of accounts ($1) become the sums of their events; how many were wrong.

@@ -81,6 +81,7 @@ BEGIN
 END
 $$;
 
+DROP FUNCTION IF EXISTS castgate_complete_events(uuid[], smallint[], text[], text[]);
 DROP FUNCTION IF EXISTS castgate_keep_late_event();
 DROP FUNCTION IF EXISTS castgate_drop_usage_month(timestamptz, boolean);
 DROP FUNCTION IF EXISTS castgate_make_usage_months(integer, bigint);

@@ -50,6 +50,44 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT id < castgate_usage_id(until) AND occurred_at < until AND substr(id::text, 15, 1) = '7'
 $$;
 
+-- What the ledger does with events that were there already (gateway/ledger.py): where one was charged as an expired hold, it
+-- learns what it was. Its cost stays, which is in the counters; it comes back for the cast. A function, for its settings: by
+-- what it thinks that it costs to look into each month, the planner would read all of them.
+CREATE OR REPLACE FUNCTION castgate_complete_events(
+    event_ids         uuid[],
+    upstream_statuses smallint[],
+    cast_ids          text[],
+    request_ids       text[]
+) RETURNS TABLE (cast_id text, cost_microcents bigint)
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH told AS (
+        SELECT * FROM unnest(event_ids, upstream_statuses, cast_ids, request_ids)
+            AS event(id, upstream_status, cast_id, request_id)
+    ), locked AS (
+        -- In order of id, as castgate_record_usage takes them.
+        SELECT event.id FROM usage_events AS event
+        WHERE event.id IN (SELECT id FROM told) AND event.outcome = 'expired'
+        ORDER BY event.id FOR UPDATE
+    ), completed AS (
+        UPDATE usage_events AS event
+        SET outcome = 'posted', upstream_status = told.upstream_status, cast_id = told.cast_id,
+            request_id = told.request_id
+        FROM told JOIN locked USING (id)
+        WHERE event.id = told.id
+    )
+    SELECT told.cast_id, event.cost_microcents FROM told JOIN usage_events AS event USING (id)
+    WHERE told.cast_id IS NOT NULL;
+END
+$$;
+
 -- The partitions, as the catalog has them. from_id is NULL where there is no lower bound, both are where it is the default.
 CREATE OR REPLACE FUNCTION castgate_usage_months()
 RETURNS TABLE (name text, from_id uuid, to_id uuid, bytes bigint, events_about bigint)

@@ -1,6 +1,13 @@
 """The hot statements touch rows by index only, however large the tables are."""
 
-from collections.abc import Callable
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -9,28 +16,66 @@ from gateway.config.settings import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
-from tests.ledger.making import NOON_MS, event
+from tests.ledger.making import CASTS, NOON_MS, event, migrate
+from tests.ledger.months import id_at, month_start, partition_of
 
 Connection = asyncpg.Connection
+Values = Callable[[int], tuple[object, ...]]
 ACCOUNTS = 5000
 BATCH = 200
+MONTHS = 12
 # Before Postgres settles for a generic plan it tries five with the values.
 CALLS = 7
-SCANS = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY($1)"
-TABLES = ["usage_events", "usage_counters", "usage_holds", "budgets", "billing_accounts", "casts"]
+SCANS = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY($1) OR relname LIKE 'usage_events%'"
+TABLES = ["usage_archived", "usage_counters", "usage_holds", "budgets", "billing_accounts", "casts"]
+
+
+@pytest.fixture(scope="module")
+def large_url(postgres_url: str) -> Iterator[str]:
+    """A database that all these tests share: what they add to it is little."""
+    name = f"plans_{os.getpid()}"
+    asyncio.run(_administrate(postgres_url, f"CREATE DATABASE {name}"))
+    url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    asyncio.run(_fill(url))
+    yield url
+    asyncio.run(_administrate(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
-async def large(sql: Connection) -> Connection:
-    """100,000 events and 15,000 counters, closed ones among them."""
+async def large(large_url: str) -> AsyncIterator[Connection]:
+    connection = await asyncpg.connect(large_url)
+    yield connection
+    await connection.close()
+
+
+async def _administrate(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(statement)
+    await connection.close()
+
+
+async def _fill(url: str) -> None:
+    """100,000 events of a year and 15,000 counters, closed ones among them."""
+    await migrate(url, CASTS)
+    sql = await asyncpg.connect(url)
     # The embedded server commits without waiting; VACUUM would find rows whose commit it does not yet trust.
     await sql.execute("SET synchronous_commit = on")
+    for number in range(MONTHS):
+        await sql.execute(
+            "INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome) "
+            "VALUES ($1, 'account-0', 'cast', $2, 0, 200, 'posted')",
+            id_at(month_start(-number)),
+            month_start(-number),
+        )
+    await sql.fetchrow(QUERIES["make_usage_months"], 3, 1000)
     await sql.execute(
         f"""
         INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome)
-        SELECT gen_random_uuid(), 'account-' || n % {ACCOUNTS}, 'cast', timestamptz '2026-11-01' + n * interval '10 s',
-               1, 200, 'posted'
-        FROM generate_series(1, 20 * {ACCOUNTS}) AS n;
+        SELECT (left(castgate_usage_id(event.at)::text, 14) || '7' || right(gen_random_uuid()::text, 21))::uuid,
+               'account-' || n % {ACCOUNTS}, 'cast', event.at, 1, 200, 'posted'
+        FROM generate_series(1, 20 * {ACCOUNTS}) AS n,
+             (VALUES (timestamptz '{month_start(1 - MONTHS)}')) AS year(since),
+             LATERAL (SELECT since + (now() - since) * (n / {20 * ACCOUNTS}.0) AS at) AS event;
         INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start,
                                     used_microcents, calls)
         SELECT 'account-' || n, ends, period, 'UTC', 1, starts, 20, 20
@@ -39,6 +84,8 @@ async def large(sql: Connection) -> Connection:
                      ('monthly', timestamptz '2026-11-01 00:00:00+00', timestamptz '2026-12-01 00:00:00+00'),
                      ('monthly', timestamptz '2026-10-01 00:00:00+00', timestamptz '2026-11-01 00:00:00+00')
              ) AS span(period, starts, ends);
+        INSERT INTO usage_archived (account_id, cost_microcents, calls)
+        SELECT 'account-' || n, 0, 0 FROM generate_series(0, {ACCOUNTS} - 1) AS n;
         INSERT INTO billing_accounts (account_id) SELECT 'account-' || n FROM generate_series(0, {ACCOUNTS} - 1) AS n;
         INSERT INTO budgets (account_id, period, hard_limit_microcents)
         SELECT 'account-' || n, 'monthly', 1 FROM generate_series(0, {ACCOUNTS} - 1) AS n;
@@ -48,11 +95,13 @@ async def large(sql: Connection) -> Connection:
         INSERT INTO casts (id) SELECT gen_random_uuid() FROM generate_series(1, {ACCOUNTS});
         """
     )
-    await sql.execute("VACUUM ANALYZE")
-    return sql
+    # As autovacuum leaves them: it looks neither at partitioned tables nor at empty ones.
+    for row in await sql.fetch("SELECT relname FROM pg_stat_user_tables WHERE n_live_tup > 0"):
+        await sql.execute(f"VACUUM ANALYZE {row['relname']}")
+    await sql.close()
 
 
-async def scans_of(sql: Connection, query: str, values: Callable[[int], tuple[object, ...]]) -> dict[str, int]:
+async def scans_of(sql: Connection, query: str, values: Values) -> dict[str, int]:
     """Sequential scans of our tables made by several runs in one session, the last ones with the plan that stays."""
     async with sql.transaction():
         before = {row["relname"]: row["seq_scan"] for row in await sql.fetch(SCANS, TABLES)}
@@ -128,6 +177,75 @@ async def test_reading_facts_scans_no_table(large: Connection) -> None:
     assert await scans_of(large, QUERIES["load_facts"], values) == {}
 
 
+def names(number: int, count: int = BATCH) -> list[str]:
+    return [f"account-{number * count + one}" for one in range(count)]
+
+
+def spans(count: int) -> tuple[object, ...]:
+    """Days, the newest first: labels, starts and ends."""
+    today = month_start(0)
+    starts = [today - timedelta(days=one) for one in range(count)]
+    return [at.date() for at in starts], starts, [at + timedelta(days=1) for at in starts]
+
+
+def told(number: int) -> tuple[object, ...]:
+    """Of events: ids, statuses, cast ids and request ids."""
+    columns = columns_of([event(name, cast_id="c") for name in names(number)])
+    return columns[0], columns[5], columns[7], columns[8]
+
+
+# What is asked for each call, batch of calls, account or request of a client; each with values as they are in use.
+HOT: dict[str, Values] = {
+    "complete_events": told,
+    "recorded_events": lambda _: ([event_id() for _ in range(BATCH)],),
+    "forget_holds": lambda _: ([event_id() for _ in range(BATCH)],),
+    "held_by_account": lambda number: (f"account-{number}",),
+    "budgets_of_account": lambda number: (f"account-{number}",),
+    "budget_insert": lambda number: (f"account-{number}", "daily", 1, None, "UTC", 1),
+    "budget_update": lambda number: (f"account-{number}", "monthly", 1, None, "UTC", 1),
+    "budget_delete": lambda number: (f"account-{number}", "monthly"),
+    "used_in_windows": lambda number: (
+        f"account-{number}",
+        ["daily"],
+        ["UTC"],
+        [1],
+        [month_start(-1)],
+        [month_start(0)],
+    ),
+    "usage_by_day": lambda number: (f"account-{number}", *spans(30), None, None, 100),
+    "console_days": lambda number: (f"account-{number}",),
+    "console_casts": lambda number: (f"account-{number}", 50),
+    "reconcile_accounts": lambda number: (f"account-{number}", 100),
+    "reconcile_counters": lambda number: (names(number, 100), False),
+    "repair_usage": lambda number: ([f"account-{number}"],),
+}
+# Tested by themselves, above.
+BATCHES = {
+    *("record_usage", "record_usage_of_holds", "admit", "tell_holds", "seed_usage", "load_facts"),
+    *("soft_limits_announce", "soft_limits_accounts"),
+}
+# Not hot: what people ask for, or an hour's work; tables with a row for each worker; and what reads no table.
+COLD = {
+    *("workers_living", "all_told", "worker_leaves", "orphaned_holds"),
+    *("console_near_limits", "console_search", "console_account", "console_webhooks", "console_holds"),
+    *("audit_budget", "audit_billing", "audit_write", "audit_outcome", "audit_entries"),
+    *("soft_limits_sweep_lease", "soft_limits_sweep_done", "soft_limits_forget"),
+    *("outbox_claim", "outbox_delivered", "outbox_failed", "outbox_dead", "outbox_list", "outbox_retry"),
+    *("reconcile_casts", "repair_lock_timeout", "billing_lock_timeout"),
+    *("maintain_begin", "usage_months", "make_usage_months", "drop_usage_month", "late_usage"),
+}
+
+
+def test_every_statement_is_guarded_or_known_to_be_cold() -> None:
+    rest = {name for name in QUERIES if not name.startswith(("stripe_", "billing_"))} - set(HOT) - BATCHES - COLD
+    assert rest == set()
+
+
+async def test_hot_statements_scan_no_table(large: Connection) -> None:
+    scans = {name: await scans_of(large, QUERIES[name], values) for name, values in HOT.items()}
+    assert {name: found for name, found in scans.items() if found} == {}
+
+
 async def test_announcing_soft_limits_scans_no_table(large: Connection) -> None:
     def values(number: int) -> tuple[object, ...]:
         names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
@@ -139,13 +257,63 @@ async def test_announcing_soft_limits_scans_no_table(large: Connection) -> None:
     assert await scans_of(large, QUERIES["soft_limits_accounts"], lambda number: (f"account-{number}", BATCH)) == {}
 
 
-async def test_a_sum_over_a_window_reads_the_index_alone(large: Connection) -> None:
-    plan = await large.fetch(
+async def test_a_sum_over_a_window_reads_indexes_alone(large: Connection) -> None:
+    """For plans without values, as functions have them."""
+    await large.execute(
         """
-        EXPLAIN SELECT sum(cost_microcents), count(*) FROM usage_events
-        WHERE account_id = 'account-7' AND occurred_at >= '2026-11-01' AND occurred_at < '2026-12-01'
+        SET plan_cache_mode = force_generic_plan;
+        PREPARE asked (text, timestamptz, timestamptz) AS SELECT sum(cost_microcents), count(*) FROM usage_events
+        WHERE account_id = $1 AND occurred_at >= $2 AND occurred_at < $3
         """
     )
-    text = "\n".join(row[0] for row in plan)
-    assert "Index Only Scan using" in text
-    assert "Seq Scan" not in text
+    span = f"'{month_start(-2)}', '{month_start(0)}'"
+    plan = await large.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ('account-7', {span})")
+    kinds = Counter(node["Node Type"] for node in nodes(json.loads(plan)[0]["Plan"]) if "Relation Name" in node)
+    assert set(kinds) == {"Index Only Scan"}
+    assert kinds.total() == MONTHS + 4
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+LOOKED_UP = {
+    "recorded_events": "PREPARE asked AS {sql}",
+    # What the function runs, as it runs it.
+    "complete_events": "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
+    "PREPARE asked (uuid[], smallint[], text[], text[]) AS {sql}",
+}
+
+
+@pytest.mark.parametrize("name", ["complete_events", "recorded_events"])
+async def test_looking_events_up_by_id_looks_into_their_month_alone(large: Connection, name: str) -> None:
+    """By a plan without values."""
+    sql = QUERIES[name]
+    if name == "complete_events":
+        body: str = await large.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'castgate_complete_events'")
+        sql = body[body.index("WITH") : body.rindex(";\nEND")]
+        for place, parameter in enumerate(("event_ids", "upstream_statuses", "cast_ids", "request_ids"), start=1):
+            sql = sql.replace(parameter, f"${place}")
+    await large.execute("SET plan_cache_mode = force_generic_plan")
+    await large.execute(LOOKED_UP[name].format(sql=sql))
+    ids = "{" + ",".join(event_id() for _ in range(BATCH)) + "}"
+    more = ["{" + ",".join([value] * BATCH) + "}" for value in ("200", "c", "r")] if name == "complete_events" else []
+    values = ", ".join(f"'{value}'" for value in (ids, *more))
+    plan = await large.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({values})")
+    read = [node for node in nodes(json.loads(plan)[0]["Plan"]) if "usage_events_" in node.get("Relation Name", "")]
+    assert {node["Relation Name"] for node in read if node["Actual Loops"]} == {partition_of(0)}
+
+
+async def test_writing_usage_opens_its_month_alone(large: Connection) -> None:
+    """Also where events are there already, so that the conflict is found."""
+    events = [event(name) for name in names(0)]
+    for _ in range(CALLS):
+        async with large.transaction():
+            await large.fetch(QUERIES["record_usage"], *columns_of(events), None, [], [])
+            locked = await large.fetch(
+                "SELECT relation::regclass::text AS name FROM pg_locks JOIN pg_class ON pg_class.oid = relation "
+                "WHERE pid = pg_backend_pid() AND relkind IN ('r', 'p') AND relname LIKE 'usage_events%'"
+            )
+    assert {row["name"] for row in locked} == {"usage_events", partition_of(0)}

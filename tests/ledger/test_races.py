@@ -15,7 +15,7 @@ from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import Window, window_at
 from gateway.policy.rules import Rules
 from gateway.tasks import Tasks
-from tests.ledger.conftest import CheckCounters
+from tests.ledger.conftest import CheckCounters, MakeLedger
 from tests.ledger.making import NOON_MS, event, lenient_breaker, until
 
 Connection = asyncpg.Connection
@@ -232,3 +232,96 @@ async def waiting(sql: Connection, count: int) -> bool:
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
     return bool(found == count)
+
+
+class WatchedDatabase(Database):
+    """Remembers why statements failed, as SQLSTATEs."""
+
+    errors: list[str | None]
+
+    async def fetchrow(self, sql: str, *values: object, timeout_s: float | None = None) -> asyncpg.Record | None:
+        try:
+            return await super().fetchrow(sql, *values, timeout_s=timeout_s)
+        except asyncpg.PostgresError as error:
+            self.errors.append(error.sqlstate)
+            raise
+
+
+@pytest.fixture
+async def watched(migrated_url: str, metrics: Metrics) -> AsyncIterator[WatchedDatabase]:
+    database = WatchedDatabase(migrated_url, breaker=lenient_breaker(), metrics=metrics)
+    database.errors = []
+    yield database
+    await database.close()
+
+
+async def test_a_write_that_loses_a_deadlock_is_written_after_it(
+    sql: Connection,
+    migrated_url: str,
+    watched: "WatchedDatabase",
+    make_ledger: MakeLedger,
+    counters_equal_ledger: CheckCounters,
+) -> None:
+    """Somebody who does not keep to our order: each has what the other one waits for, and Postgres ends ours."""
+    database = await sql.fetchval("SELECT current_database()")
+    await record(sql, [event("a"), event("b")])
+    # Ours stops at a gate between its two locks; and it is the last one to wait, so it is the one who finds out.
+    await sql.execute(
+        f"""
+        ALTER DATABASE {database} SET deadlock_timeout = '50ms';
+        CREATE FUNCTION pass_gate() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock(1);
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER gate BEFORE INSERT ON usage_counters
+            FOR EACH ROW WHEN (NEW.account_id = 'b') EXECUTE FUNCTION pass_gate();
+        SELECT pg_advisory_lock(1);
+        """
+    )
+    ledger, committed = make_ledger(database=watched)
+    other = await asyncpg.connect(migrated_url)
+    lock = "SELECT FROM usage_counters WHERE account_id = $1 AND period = 'total' FOR UPDATE"
+    async with other.transaction():
+        await other.execute("SET LOCAL deadlock_timeout = '1min'")
+        await other.fetch(lock, "b")
+        ledger.append(event("a", 5))
+        ledger.append(event("b", 5))
+        await until(lambda: waiting(sql, 1))
+        asked = asyncio.create_task(other.fetch(lock, "a"))
+        await until(lambda: waiting(sql, 2))
+        await sql.execute("SELECT pg_advisory_unlock(1)")
+        await asked
+    await other.close()
+    await committed.wait_for(2)
+    assert watched.errors == ["40P01"]
+    assert committed.dropped == []
+    assert await sql.fetchval("SELECT count(*) FROM usage_events") == 4
+    await counters_equal_ledger()
+
+
+async def test_a_write_that_cannot_be_serialized_is_tried_until_it_can(
+    sql: Connection, watched: "WatchedDatabase", make_ledger: MakeLedger, counters_equal_ledger: CheckCounters
+) -> None:
+    """40001, as a Postgres that is spread over machines may say at any time; here twice."""
+    await sql.execute(
+        """
+        CREATE SEQUENCE attempts;
+        CREATE FUNCTION fail_twice() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('attempts') <= 2 THEN
+                RAISE EXCEPTION 'could not serialize access' USING ERRCODE = 'serialization_failure';
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER fail_twice AFTER INSERT ON usage_counters FOR EACH STATEMENT EXECUTE FUNCTION fail_twice();
+        """
+    )
+    ledger, committed = make_ledger(database=watched)
+    for number in range(10):
+        ledger.append(event(f"account-{number}"))
+    await committed.wait_for(10)
+    assert watched.errors == ["40001", "40001"]
+    assert committed.dropped == []
+    assert await sql.fetchval("SELECT count(*) FROM usage_events") == 10
+    await counters_equal_ledger()
