@@ -36,6 +36,7 @@ from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
 from gateway.policy.periods import time_zone_names
 from gateway.policy.rules import Rules
+from gateway.usage_events import WindowUsage
 
 if TYPE_CHECKING:
     from gateway.policy.periods import Window
@@ -104,6 +105,8 @@ class Accounts:
         facts_ttl_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        # Told what accounts have used in the windows that were seeded.
+        self.on_seeded: Callable[[Sequence[WindowUsage]], None] = _nobody_listens
         self._database = database
         self._rules = rules
         self._tasks = tasks
@@ -184,6 +187,12 @@ class Accounts:
                 used.setdefault(account.account_id, {})
             for (account_id, kind, *_), microcents in zip(asked, counters, strict=True):
                 used[account_id][kind] = microcents
+            self.on_seeded(
+                [
+                    WindowUsage(account_id, kind, start_ms, end_ms, microcents)
+                    for (account_id, kind, _, _, _, start_ms, end_ms), microcents in zip(asked, counters, strict=True)
+                ]
+            )
         return used
 
     def rules_changed(self) -> None:
@@ -253,6 +262,10 @@ class Accounts:
             account.plan = plan.name
             account.limits = effective_limits(account.own, plan.budgets)
             account.admission = None
+
+
+def _nobody_listens(_: Sequence[WindowUsage]) -> None:
+    pass
 
 
 def _own_limits(budgets: str | None) -> tuple[tuple[BudgetLimit, ...], Mapping[str, int]]:

@@ -26,7 +26,7 @@ from gateway.database import QUERIES, StoreError
 from gateway.policy.answers import instant_text
 from gateway.policy.money import cents_text
 from gateway.policy.periods import FOREVER_MS
-from gateway.policy.thresholds import Threshold, thresholds_of
+from gateway.policy.thresholds import BudgetUse, Threshold, thresholds_of, use_of
 
 if TYPE_CHECKING:
     from gateway.accounts import Account, Accounts
@@ -54,9 +54,10 @@ _log = structlog.get_logger()
 class Standing:
     """How far one kind of budget is used, as this worker last heard."""
 
-    __slots__ = ("end_ms", "next_microcents", "start_ms", "thresholds", "used_microcents")
+    __slots__ = ("end_ms", "limit", "next_microcents", "start_ms", "thresholds", "used_microcents")
 
-    def __init__(self, thresholds: tuple[Threshold, ...]) -> None:
+    def __init__(self, limit: BudgetLimit, thresholds: tuple[Threshold, ...]) -> None:
+        self.limit = limit
         self.thresholds = thresholds  # lowest first, at least one
         self.start_ms = -1
         self.end_ms = -1
@@ -73,7 +74,18 @@ class Watch:
         self.limits = account.limits
         self.soft_limits = account.soft_limits
         self.thresholds = thresholds
-        self.by_kind = {kind: Standing(amounts) for kind, amounts in thresholds.items()}
+        self.by_kind = {
+            limit.kind: Standing(limit, thresholds[limit.kind]) for limit in account.limits if limit.kind in thresholds
+        }
+
+    def take_over(self, other: Watch) -> None:
+        """What was used does not change with the facts; what is next is asked anew."""
+        for kind, standing in self.by_kind.items():
+            known = other.by_kind.get(kind)
+            if known is not None:
+                standing.start_ms = known.start_ms
+                standing.end_ms = known.end_ms
+                standing.used_microcents = known.used_microcents
 
 
 class SoftLimits:
@@ -104,7 +116,7 @@ class SoftLimits:
         self._closing = False
 
     def committed(self, usages: Iterable[WindowUsage]) -> None:
-        """The ledger was written, and this is what accounts have used since. No IO."""
+        """What accounts have used, by the ledger's last write or a counter that was read. No IO."""
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
             account = self._accounts.met(account_id)
             if account is None:
@@ -116,13 +128,15 @@ class SoftLimits:
             if start_ms > standing.start_ms:
                 standing.start_ms = start_ms
                 standing.end_ms = end_ms
+                standing.used_microcents = 0
                 standing.next_microcents = standing.thresholds[0].amount_microcents
             elif start_ms < standing.start_ms:
                 # An event of a window that is over.
                 if used_microcents >= standing.thresholds[0].amount_microcents and _is_open(end_ms):
                     self._look_soon(account_id)
                 continue
-            standing.used_microcents = used_microcents
+            # What was read may be older than what was written.
+            standing.used_microcents = max(standing.used_microcents, used_microcents)
             if used_microcents >= standing.next_microcents:
                 standing.next_microcents = next(
                     (one.amount_microcents for one in standing.thresholds if one.amount_microcents > used_microcents),
@@ -130,6 +144,19 @@ class SoftLimits:
                 )
                 if _is_open(end_ms):
                     self._look_soon(account_id)
+
+    def use_of(self, account: Account) -> BudgetUse | None:
+        """The budget that is used most of those past a threshold, in its window that now is."""
+        if account.watch is None:
+            return None
+        now_ms = time.time() * 1000
+        found = None
+        for standing in self._watch(account).by_kind.values():
+            if standing.start_ms <= now_ms < standing.end_ms:
+                use = use_of(standing.limit, standing.thresholds, standing.used_microcents)
+                if use is not None and (found is None or use.percent > found.percent):
+                    found = use
+        return found
 
     async def announce(self, account_ids: Sequence[str]) -> None:
         """Announces what the accounts have reached and nobody announced. Raises StoreError, asyncpg.PostgresError."""
@@ -155,12 +182,14 @@ class SoftLimits:
             return watch
         percents = self._rules().plan_of(account.plan).soft_limit_percents
         thresholds = thresholds_of(account.limits, account.soft_limits, percents)
-        if isinstance(watch, Watch) and watch.thresholds == thresholds:
+        if isinstance(watch, Watch) and watch.thresholds == thresholds and watch.limits == account.limits:
             # The facts were read again, and say the same.
             watch.limits = account.limits
             watch.soft_limits = account.soft_limits
             return watch
         account.watch = made = Watch(account, thresholds)
+        if isinstance(watch, Watch):
+            made.take_over(watch)
         return made
 
     def _look_soon(self, account_id: str) -> None:

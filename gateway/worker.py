@@ -144,6 +144,7 @@ class Worker:
             queued=self._outbox.wake if self._outbox else None,
         )
         self._ledger.on_committed = self._committed
+        self._accounts.on_seeded = self._soft_limits.committed
         self._ledger.on_dropped = self._admission.dropped
         self._ledger.on_put_off = self._put_off
         if self._spool is not None:
@@ -235,6 +236,7 @@ class Worker:
         )
         self._upstream = new_upstream(relay, settings.upstream, self._folder)
         relay.upstream_pool = self._upstream
+        relay.budget_use = self._soft_limits.use_of
         relay.hosted_pool = Pool(
             relay,
             "hosted",

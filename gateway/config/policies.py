@@ -32,6 +32,7 @@ from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
 from gateway.policy.routes import is_canonical
 from gateway.policy.rules import (
     ALGORITHMS,
+    BUDGET_HEADERS,
     ENFORCE,
     KEY_SEPARATOR,
     LOG_ALWAYS,
@@ -61,6 +62,7 @@ Mode = Literal["enforce", "shadow"]
 Algorithm = Literal["fixed_window", "sliding_window", "token_bucket", "concurrency"]
 Callers = Literal["identified", "unidentified", "all"]
 RateLimitHeaders = Literal["none", "ietf", "x_ratelimit"]
+BudgetHeaders = Literal["none", "x_budget"]
 OnStoreFailure = Literal["allow", "deny"]
 OnClientAbort = Literal["finish", "charge", "void"]
 OnOrphan = Literal["charge", "void"]
@@ -288,6 +290,11 @@ class PolicySpec(Section):
             "(X-RateLimit-*), or none"
         ),
     ] = "none"
+    budget_headers: Annotated[
+        BudgetHeaders,
+        choice(*BUDGET_HEADERS),
+        Field(description="of admitted calls past a soft limit: x_budget (X-Budget-Used-Percent, ...), or none"),
+    ] = "none"
     record: Record = Record()
     on_store_failure: Annotated[
         OnStoreFailure, choice(*get_args(OnStoreFailure)), Field(description="Redis and Postgres both away")
@@ -334,6 +341,7 @@ class PolicySpec(Section):
             on_store_failure=self.on_store_failure,
             on_client_abort=self.on_client_abort,
             rate_limit_headers=self.rate_limit_headers,
+            budget_headers=self.budget_headers,
             on_orphan=self.on_orphan,
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
             body_bytes_max=self.body_bytes_max,

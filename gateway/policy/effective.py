@@ -60,6 +60,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "body_bytes_max": policy.body_bytes_max or "that of config.yaml",
         "on_orphan": policy.on_orphan,
         "rate_limit_headers": policy.rate_limit_headers,
+        "budget_headers": policy.budget_headers,
         "log": _log_data(policy.log),
     }
 

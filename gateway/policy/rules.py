@@ -22,6 +22,8 @@ CHARGE_WHEN = ("success", "sent", "always")
 RATE_LIMIT_HEADERS = ("none", "ietf", "x_ratelimit")
 # Which calls have a line in the log whatever the sample says.
 LOG_ALWAYS = ("errors", "denials", "slow")
+# What the answer to an admitted call past a soft limit tells in its head.
+BUDGET_HEADERS = ("none", "x_budget")
 # Between the parts of a rate limit's key; in no header's name.
 KEY_SEPARATOR = ","
 # In place of an upstream's status: the call was admitted but no byte of it went to the upstream; or went, unanswered.
@@ -111,6 +113,7 @@ class Policy:
     on_client_abort: str = "finish"  # charge | finish | void
     on_orphan: str = "charge"  # charge | void
     rate_limit_headers: str = "none"  # one of RATE_LIMIT_HEADERS
+    budget_headers: str = "none"  # one of BUDGET_HEADERS
     # The limits on callers whom nobody knows, as a policy of its own; None: they pass, and the service behind decides.
     unidentified: "Policy | None" = None
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer

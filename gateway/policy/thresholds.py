@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.policy.budgets import BudgetLimit
 
 # Of a plan that says nothing else.
 PERCENTS = (50, 80, 100)
+# Of an answer, where a policy has budget_headers; in lower case.
+FIELD_NAMES = frozenset((b"x-budget-used-percent", b"x-budget-threshold", b"x-budget-period"))
 # The name of the threshold that a budget sets for itself.
 SOFT = "soft"
 
@@ -40,3 +43,30 @@ def thresholds_of(
         if thresholds:
             found[limit.kind] = tuple(sorted(thresholds, key=lambda one: one.amount_microcents))
     return found
+
+
+class BudgetUse(NamedTuple):
+    """How far a budget is used that is past a threshold: the highest one that it has reached."""
+
+    percent: int  # whole ones; of a limit that was lowered, more than 100
+    threshold: str
+    period: str
+
+    @property
+    def lines(self) -> bytes:
+        """The field lines of an answer."""
+        fields = (
+            f"X-Budget-Used-Percent: {self.percent}\r\n"
+            f"X-Budget-Threshold: {self.threshold}\r\n"
+            f"X-Budget-Period: {self.period}\r\n"
+        )
+        return fields.encode()
+
+
+def use_of(limit: BudgetLimit, thresholds: Sequence[Threshold], used_microcents: int) -> BudgetUse | None:
+    """None below the first of ``thresholds``, the lowest first."""
+    reached = [one.name for one in thresholds if one.amount_microcents <= used_microcents]
+    if not reached:
+        return None
+    amount = limit.hard_limit_microcents
+    return BudgetUse(used_microcents * 100 // amount if amount else 100, reached[-1], limit.period)

@@ -23,6 +23,7 @@ from gateway.ledger import UsageEvent
 from gateway.policy import answers, rate_limit_fields, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
+from gateway.policy.thresholds import FIELD_NAMES
 from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
 from gateway.relay import conformance, heads
 from gateway.relay.added import Added
@@ -265,6 +266,10 @@ class Exchange:
             self._forward(self._relay.upstream_pool)
             return
         self._metered = True
+        if policy.budget_headers != "none" and policy.mode != rules.SHADOW:
+            use = self._relay.budget_use(self._account)
+            if use is not None:
+                self.added += (Added(FIELD_NAMES, use.lines),)
         if policy.cost.parts:
             self.meter = Meter(policy.cost.parts, self._relay.limits.captured_bytes_max)
         if policy.cast_id_pointer is not None:

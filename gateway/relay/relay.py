@@ -10,6 +10,7 @@ from gateway.policy import answers
 from gateway.policy.answers import Answer
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import Policy, Rules
+from gateway.policy.thresholds import BudgetUse
 from gateway.relay import conformance
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
@@ -64,6 +65,10 @@ class Limits:
     tunnel_idle_timeout_s: float
 
 
+def _nothing_known(_: "Account") -> BudgetUse | None:
+    return None
+
+
 class Relay:
     """One worker's data plane."""
 
@@ -97,6 +102,8 @@ class Relay:
         self.new_exchange: Callable[[Relay, ClientConnection, Request], Exchange] = Exchange
         # Hears of a call, its status, its end and its denial, where the policy's log wants a line of it.
         self.noteworthy: Callable[[Exchange, int, str, Denial | None], None] = _nobody
+        # How far an account's budget is used, where it is past a soft limit.
+        self.budget_use: Callable[[Account], BudgetUse | None] = _nothing_known
         self.draining = False
         self.abandoned: set[Exchange] = set()
         self.in_flight = 0  # exchanges under way, of clients that wait and of those that have left

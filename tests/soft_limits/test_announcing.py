@@ -197,6 +197,44 @@ async def test_what_was_announced_is_not_announced_again_for_a_higher_limit(writ
     assert await announced(sql, "a") == ["50", "80", "100"]
 
 
+async def test_a_budget_that_is_made_afterwards_counts_from_the_next_call_on(
+    make_writer: MakeWriter, sql: Connection
+) -> None:
+    writer = make_writer()
+    writer.accounts.on_seeded = writer.soft_limits.committed
+    await writer.spend("a", 40)
+    await budget(sql, "a", 45, period="daily")
+    await sql.execute("INSERT INTO billing_accounts (account_id, facts_version) VALUES ('a', 1)")
+    await writer.meet("a")  # as an ask does, which is then refused
+    await writer.tasks.drain(20)
+    assert await announced(sql, "a") == ["50", "80"]
+
+
+async def test_how_far_a_budget_is_used_is_known_once_it_was_seeded_or_written(
+    make_writer: MakeWriter, sql: Connection
+) -> None:
+    writer, other = make_writer(), make_writer()
+    other.accounts.on_seeded = other.soft_limits.committed
+    account = writer.accounts.get("a")
+    assert writer.soft_limits.use_of(account) is None
+    await budget(sql, "a", 1000, period="total")
+    await writer.spend("a", 49.9)
+    assert writer.soft_limits.use_of(account) is None
+    await writer.spend("a", 35)
+    assert writer.soft_limits.use_of(account) == (84, "80", "monthly")
+    await other.meet("a")
+    assert other.soft_limits.use_of(other.accounts.get("a")) == (84, "80", "monthly")
+    # A change of the facts takes nothing of that away.
+    await budget(sql, "a", 200, soft=10, period="total")
+    await sql.execute("INSERT INTO billing_accounts (account_id, facts_version) VALUES ('a', 1)")
+    await writer.accounts.load([account])
+    assert writer.soft_limits.use_of(account) == (84, "80", "monthly")
+    await sql.execute("UPDATE budgets SET hard_limit_microcents = $1", 50 * CENT)
+    await sql.execute("UPDATE billing_accounts SET facts_version = 2")
+    await writer.spend("a", 0.1)
+    assert writer.soft_limits.use_of(account) == (170, "100", "total")
+
+
 async def test_whoever_replays_events_of_an_account_it_never_met_announces(
     make_writer: MakeWriter, sql: Connection
 ) -> None:
