@@ -152,17 +152,16 @@ class Shape(_Named):
             # A plan that changes the limit changes a burst that was not set with it.
             rows.append([letter, number, limit.window_ms, limit.burst or number, key])
             self._keys.append(key)
-        self._told = told_places(policy)
+        self._told = []  # the place of each limit that is told, its name, what it allows, and its window
+        for place in told_places(policy):
+            limit = policy.rate_limits[place]
+            self._told.append((place, (limit.name, self.limits[place], limit.window_ms)))
         tells = [1] if self._told else []
         super().__init__(json.dumps([policy.name, rows, self.weights, *tells], separators=(",", ":")))
 
     def left(self, told: Sequence[int]) -> tuple[LimitLeft, ...]:
         """What an admitted call hears of its limits; ``told`` is what the script says of all: left, ms, left, ms, …"""
-        return tuple(
-            LimitLeft(limit.name, self.limits[place], limit.window_ms, told[2 * place], told[2 * place + 1])
-            for place in self._told
-            for limit in (self.policy.rate_limits[place],)
-        )
+        return tuple([LimitLeft(*limit, told[2 * place], told[2 * place + 1]) for place, limit in self._told])
 
     def slot_keys(self, values: tuple[str, ...]) -> list[str]:
         """Redis' keys, less the partition's prefix, of the concurrency limits that a call with these values is in."""

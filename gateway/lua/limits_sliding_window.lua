@@ -30,7 +30,7 @@ limiters.s = {
     local newest = tonumber(values[1])
     local state = {  -- all fields at once: a table that grows is copied each time
       key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0, total = tonumber(values[2]) or 0,
-      renew = false, empty = false, expired = false, older = false, store = false,
+      renew = false, empty = false, expired = false, older = false, first = false, store = false,
     }
     -- The key lives for two windows and more from the first call in each window on: not each slice must say so again.
     state.renew = not newest or math.floor(slice / ring) > math.floor(newest / ring)
@@ -66,16 +66,20 @@ limiters.s = {
 
   -- There is more once the oldest slice in which anything passed leaves the window.
   left = function(state, row)
-    local slice, first = state.slice, state.ring
-    if state.total > state.count then
-      for i, count in ipairs(older_slices(state)) do
-        if count > 0 then
-          first = i
-          break
+    local first = state.first
+    if not first then  -- once a batch: what passes in it is of the newest slice
+      first = state.ring
+      if state.total > state.count then
+        for i, count in ipairs(older_slices(state)) do
+          if count > 0 then
+            first = i
+            break
+          end
         end
       end
+      state.first = first
     end
-    return row[LIMIT] - state.total, (slice + first) * state.slice_ms - now
+    return row[LIMIT] - state.total, (state.slice + first) * state.slice_ms - now
   end,
 
   take = function(state, row, weight)

@@ -89,10 +89,11 @@ class Script:
 def asks_of(calls: Sequence[Call]) -> list[Ask]:
     """The calls as a worker would ask them."""
     knowns: dict[tuple[str, int, object, bool], Known] = {}
-    return [_ask(call, knowns) for call in calls]
+    shapes: dict[Policy, Shape] = {}
+    return [_ask(call, knowns, shapes) for call in calls]
 
 
-def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:
+def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known], shapes: dict[Policy, Shape]) -> Ask:
     policy = Policy(
         name="cast",
         methods=frozenset(),
@@ -107,7 +108,7 @@ def _ask(call: Call, knowns: dict[tuple[str, int, object, bool], Known]) -> Ask:
     if call.account_id and key not in knowns:
         knowns[key] = known_of(*key)
     ask.known = knowns.get(key)
-    ask.shape = Shape(policy, None)
+    ask.shape = shapes.setdefault(policy, Shape(policy, None))
     ask.hold_id = call.hold_id
     return ask
 

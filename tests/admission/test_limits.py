@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
+from fractions import Fraction
 from itertools import accumulate
 
 import pytest
@@ -74,6 +75,56 @@ def test_no_window_anywhere_holds_more_than_a_sliding_limit(
     slack_ms = 2 * -(-window_ms // 60) - 1  # the window is made up of whole slices, and the oldest counts as a whole
     for at in set(times) - set(passed):
         assert bisect_right(passed, at) - bisect_left(passed, at - window_ms - slack_ms) >= limit
+
+
+histories = st.lists(st.tuples(st.floats(0, 0.6), st.integers(1, 3)), min_size=10, max_size=60)
+
+
+def passed_of(script: Script, limit: RateLimit, history: list[tuple[float, int]]) -> list[tuple[int, int]]:
+    """When calls passed and what they weighed; ``history`` has each one's distance from the one before, in windows."""
+    script.redis.flushdb()
+    now, passed = EPOCH_MS, []
+    for gap, weight in history:
+        now += round(gap * limit.window_ms)
+        if script([call(limit, weight)], now=now) == [ADMITTED]:
+            passed.append((now, weight))
+    return passed
+
+
+@given(limit=st.integers(3, 8), window_ms=st.sampled_from([1, 61, 1_000]), history=histories)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_window_anywhere_holds_more_weight_than_a_sliding_limit(
+    script: Script, limit: int, window_ms: int, history: list[tuple[float, int]]
+) -> None:
+    passed = passed_of(script, limiter(limit=limit, window_ms=window_ms), history)
+    for begin, _ in passed:
+        assert sum(weight for at, weight in passed if begin <= at < begin + window_ms) <= limit
+
+
+@given(limit=st.integers(3, 8), window_ms=st.sampled_from([1, 61, 1_000]), history=histories)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_fixed_window_holds_its_limit_and_any_other_span_of_its_length_twice_that(
+    script: Script, limit: int, window_ms: int, history: list[tuple[float, int]]
+) -> None:
+    passed = passed_of(script, limiter(limit=limit, window_ms=window_ms, algorithm="fixed_window"), history)
+    for begin, _ in passed:
+        first = begin // window_ms * window_ms
+        assert sum(weight for at, weight in passed if first <= at < first + window_ms) <= limit
+        assert sum(weight for at, weight in passed if begin <= at < begin + window_ms) <= 2 * limit
+
+
+@given(limit=st.integers(1, 8), burst=st.integers(3, 9), window_ms=st.sampled_from([1, 61, 1_000]), history=histories)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_span_holds_more_than_a_bucket_and_what_flows_into_it(
+    script: Script, limit: int, burst: int, window_ms: int, history: list[tuple[float, int]]
+) -> None:
+    bucket = limiter(limit=limit, window_ms=window_ms, algorithm="token_bucket", burst=burst)
+    passed = passed_of(script, bucket, history)
+    for place, (begin, _) in enumerate(passed):
+        total = 0
+        for at, weight in passed[place:]:
+            total += weight
+            assert total <= burst + Fraction((at - begin) * limit, window_ms)
 
 
 @given(limit=limits.filter(lambda limit: limit.limit > 0), taken=st.integers(0, 20), offset=st.floats(0, 1))
