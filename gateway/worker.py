@@ -129,7 +129,6 @@ class Worker:
             tasks=self._tasks,
             metrics=self._metrics,
         )
-        self._ledger.on_committed = self._admission.posted
         self._ledger.on_dropped = self._admission.dropped
         self._ledger.on_put_off = self._put_off
         if self._spool is not None:
@@ -146,6 +145,7 @@ class Worker:
             Path(parameters.runtime_dir), f"worker-{parameters.index}", FAMILIES["spell_cast_duration_seconds"].bounds
         )
         self._observer = Observer(settings, self._metrics, self._spans, examples)
+        self._ledger.on_committed = self._observer.committed(self._admission.posted)
         self._observe()
         self._server: asyncio.Server | None = None
         files = self._certificate_and_key(settings)
