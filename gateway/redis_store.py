@@ -1,8 +1,7 @@
 """One connection to Redis for scripts: commands go out as they come, replies come back to callbacks in order.
 
 Admission sends one script call at a time and has nothing to gain from a pool, a task per call or a command object:
-docs/decisions/0002-admission-batching.md has the figures. What a URL may say (TLS, password, database, Unix socket) is
-read by redis-py; the bytes are read by hiredis.
+docs/decisions/0002-admission-batching.md has the figures. The bytes are read by hiredis.
 """
 
 import asyncio
@@ -16,8 +15,10 @@ from typing import Any, cast
 
 import hiredis
 import structlog
-from redis.asyncio.connection import parse_url
 
+from gateway.redis_address import RedisAddress, read_address
+
+_NO = ("0", "f", "false", "n", "no")  # as redis-py reads it
 Reply = Any  # bytes, int, None, hiredis.ReplyError, or a list of these
 
 _log = structlog.get_logger()
@@ -147,23 +148,22 @@ class RedisLink(asyncio.Protocol):
 
 async def connect(url: str, *, timeout_s: float, lost: Callable[[str], None]) -> RedisLink:
     """A connection that has logged in and selected its database. Raises RedisLostError, ValueError for a wrong URL."""
-    options = cast("dict[str, Any]", parse_url(url))
+    address = read_address(url)
     loop = asyncio.get_running_loop()
-    host, port, path = options.get("host", "localhost"), options.get("port", 6379), options.get("path")
-    where = path or f"{host}:{port}"
+    where = address.path or f"{address.host}:{address.port}"
     link = RedisLink(lost)
     ready = False
     try:
         async with asyncio.timeout(timeout_s):
-            if path:
-                await loop.create_unix_connection(lambda: link, path)
+            if address.path:
+                await loop.create_unix_connection(lambda: link, address.path)
             else:
-                await loop.create_connection(lambda: link, host, port, ssl=_tls(url, options))
-            if options.get("password"):
-                names = (options["username"],) if options.get("username") else ()
-                await link.call("AUTH", *names, options["password"])
-            if options.get("db"):
-                await link.call("SELECT", options["db"])
+                await loop.create_connection(lambda: link, address.host, address.port, ssl=_tls(address))
+            if address.password:
+                names = (address.username,) if address.username else ()
+                await link.call("AUTH", *names, address.password)
+            if address.database:
+                await link.call("SELECT", address.database)
             ready = True
             return link
     except TimeoutError:
@@ -175,15 +175,16 @@ async def connect(url: str, *, timeout_s: float, lost: Callable[[str], None]) ->
             link.close()
 
 
-def _tls(url: str, options: dict[str, Any]) -> ssl.SSLContext | None:
+def _tls(address: RedisAddress) -> ssl.SSLContext | None:
     """The same options as redis-py takes in a ``rediss://`` URL."""
-    if not url.startswith("rediss://"):
+    if not address.tls:
         return None
+    options = address.options
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
     required = options.get("ssl_cert_reqs", "required")
-    context.check_hostname = required == "required" and str(options.get("ssl_check_hostname", True)).lower() != "false"
+    context.check_hostname = required == "required" and options.get("ssl_check_hostname", "true").lower() not in _NO
     if required == "none":
         context.verify_mode = ssl.CERT_NONE
-    if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
+    if certificate := options.get("ssl_certfile"):
+        context.load_cert_chain(certificate, options.get("ssl_keyfile"), options.get("ssl_password"))
     return context
