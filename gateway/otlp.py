@@ -9,7 +9,6 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
 
 from gateway.metrics import build_version
@@ -36,7 +35,10 @@ class Spans:
     """The spans of one worker, on their way."""
 
     def __init__(self, settings: "Traces", metrics: "Metrics") -> None:
+        import httpx  # noqa: PLC0415  3 MiB, for workers that send spans
+
         assert settings.endpoint is not None
+        self._failure = httpx.HTTPError
         self._url = f"{settings.endpoint.rstrip('/')}/v1/traces"
         self._waiting: deque[Observation] = deque()
         self._client = httpx.AsyncClient(timeout=SEND_TIMEOUT_S, headers=settings.header_fields)
@@ -79,7 +81,7 @@ class Spans:
             answer = await self._client.post(self._url, json=document(batch))
             if answer.status_code >= 300:
                 error = f"the collector answers {answer.status_code}"
-        except httpx.HTTPError as failure:
+        except self._failure as failure:
             error = str(failure) or type(failure).__name__
         self._counters["failed" if error else "sent"].add(len(batch))
         if bool(error) != self._failing:

@@ -16,12 +16,11 @@ another one than before, or may have lost writes in a failover, is noticed by it
 
 import asyncio
 import ssl
+from binascii import crc_hqx
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from redis.crc import key_slot
 
 from gateway.config.redis_address import Node, RedisAddress, read_redis_url
 from gateway.redis_store import RedisLink, RedisLostError, Reply, Server, connect
@@ -33,6 +32,7 @@ Lost = Callable[[str], None]
 
 # A cluster of Redis has 1000 nodes at most (its specification's design goal); those beyond are not remembered.
 KNOWN_MAX = 1000
+SLOTS = 16384
 # Nodes that are asked for one connection: after so many that do not know, it is the cluster that has a problem.
 ASKED_MAX = 16
 # So many of their reasons are told when none of them helped.
@@ -102,7 +102,7 @@ def topology_of(settings: "RedisSettings") -> Topology:
 
 def slot_of(partition: int) -> int:
     """The slot of all keys of the partition."""
-    return int(key_slot(b"{%d}" % partition))
+    return crc_hqx(b"%d" % partition, 0) % SLOTS
 
 
 class _Search:
