@@ -89,13 +89,10 @@ class Membership:
         """Say which connection counts from now on, and learn what this Redis knows. Raises RedisLostError."""
         server: bytes = await link.call("INFO", "server")
         run_id = server.partition(b"run_id:")[2].partition(b"\r\n")[0]
-        reply = await link.call(
-            "EVAL",
-            JOIN.source,
-            *(3 + len(self._guards), self._life, self._book, self._swept, *self._guards),
-            *(run_id, self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known),
-            *(int(was_elsewhere), int(RESTORE_S * 1000)),
-        )
+        keys = (self._life, self._book, self._swept, *self._guards)
+        known = (self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known)
+        shut = (int(was_elsewhere), int(RESTORE_S * 1000))
+        reply = await link.call("EVAL", JOIN.source, len(keys), *keys, run_id, *known, *shut)
         generation = reply[0].decode()
         is_new = generation != self.generation
         self.epoch += 1

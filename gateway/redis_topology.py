@@ -101,7 +101,7 @@ def topology_of(settings: "RedisSettings") -> Topology:
 
 
 def slot_of(partition: int) -> int:
-    """The slot of all keys of the partition."""
+    """The slot of all keys of the partition: CRC-16/XMODEM of the hash tag (Redis Cluster specification)."""
     return crc_hqx(b"%d" % partition, 0) % SLOTS
 
 
