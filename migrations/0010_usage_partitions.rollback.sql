@@ -3,6 +3,7 @@ BEGIN;
 DO $$
 DECLARE
     of_plain name;
+    granted  record;
 BEGIN
     IF (SELECT relkind FROM pg_class WHERE oid = to_regclass('usage_events')) = 'p' THEN
         CREATE TABLE usage_events_plain (
@@ -22,6 +23,13 @@ BEGIN
         SELECT id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome, cast_id, request_id,
                recorded_at
         FROM usage_events ORDER BY id;
+        FOR granted IN
+            SELECT acl.privilege_type, CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS grantee
+            FROM pg_class, aclexplode(relacl) AS acl
+            WHERE pg_class.oid = to_regclass('usage_events') AND acl.grantee <> relowner
+        LOOP
+            EXECUTE format('GRANT %s ON usage_events_plain TO %s', granted.privilege_type, granted.grantee);
+        END LOOP;
         DROP TABLE usage_events;
         ALTER TABLE usage_events_plain RENAME TO usage_events;
         ALTER INDEX usage_events_plain_pkey RENAME TO usage_events_pkey;

@@ -333,6 +333,7 @@ DECLARE
     before     text := 'usage_events_before_' || to_char(next_month, 'YYYY_MM');
     is_empty   boolean;
     of_old     name;
+    granted    record;
 BEGIN
     IF (SELECT relkind FROM pg_class WHERE oid = to_regclass('usage_events')) = 'p' THEN
         RETURN;  -- castgate migrate tries files that were run by hand
@@ -361,6 +362,15 @@ BEGIN
     CREATE TABLE usage_events_default PARTITION OF usage_events DEFAULT;
     CREATE TRIGGER usage_events_late BEFORE INSERT ON usage_events_default
         FOR EACH ROW EXECUTE FUNCTION castgate_keep_late_event();
+    -- Who was allowed something with the ledger still is.
+    FOR granted IN
+        SELECT acl.privilege_type, CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS grantee, made
+        FROM pg_class, aclexplode(relacl) AS acl, unnest(ARRAY['usage_events', 'usage_events_default', 'usage_events_late',
+                                                               'usage_months_dropped', 'usage_archived']) AS made
+        WHERE pg_class.oid = to_regclass(before) AND acl.grantee <> relowner
+    LOOP
+        EXECUTE format('GRANT %s ON %I TO %s', granted.privilege_type, granted.made, granted.grantee);
+    END LOOP;
 
     EXECUTE format('WITH gone AS (DELETE FROM %I WHERE id >= $1 RETURNING *) '
                    'INSERT INTO usage_events_default SELECT * FROM gone', before) USING beyond;

@@ -50,3 +50,35 @@ async def test_events_that_were_there_stay_and_so_do_their_sums(before: Connecti
     assert await catalog(database_url) == plain
     await before.execute(FIRST.read_text())
     assert [tuple(row) for row in await before.fetch(EVENTS)] == events
+
+
+async def test_who_was_allowed_to_read_the_ledger_still_is(before: Connection) -> None:
+    role = f"reader_{await before.fetchval('SELECT current_database()')}"
+    grants = """
+        SELECT DISTINCT grantee, privilege_type FROM information_schema.role_table_grants
+        WHERE table_name = 'usage_events' AND grantee <> current_user ORDER BY 1, 2
+    """
+    await before.execute(f'CREATE ROLE "{role}"; GRANT SELECT, INSERT ON usage_events TO "{role}"')
+    try:
+        allowed = await before.fetch(grants)
+        assert len(allowed) == 2
+        await before.execute(FIRST.read_text())
+        assert await before.fetch(grants) == allowed
+        await before.execute(f'SET ROLE "{role}"')
+        assert await before.fetchval("SELECT count(*) FROM usage_events") == 28
+        await record_plainly(before, id_at(month_start(0)))
+        await record_plainly(before, id_at(month_start(-30)))
+        await before.execute("RESET ROLE")
+        await before.execute(FIRST.with_suffix(".rollback.sql").read_text())
+        assert await before.fetch(grants) == allowed
+    finally:
+        await before.execute(f'RESET ROLE; DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+
+
+async def record_plainly(connection: Connection, event_id: str) -> None:
+    """As somebody does who has no function for it."""
+    await connection.execute(
+        "INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome) "
+        "VALUES ($1, 'a', 'cast', now(), 1, 200, 'posted')",
+        event_id,
+    )
