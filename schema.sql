@@ -694,9 +694,10 @@ CREATE OR REPLACE FUNCTION castgate_make_usage_months(
     OUT is_busy boolean   -- somebody else is at it: nothing was done
 )
 LANGUAGE plpgsql VOLATILE
-SET lock_timeout = '1s'
+SET lock_timeout = '100ms'
 AS $$
 DECLARE
+    attempts   constant integer := 5;  -- below the time-out of a worker's statement
     this_month timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
     oldest     timestamptz := (this_month - interval '10 years') AT TIME ZONE 'UTC';  -- of ids that mean a month
     months     timestamp[];
@@ -740,9 +741,20 @@ BEGIN
         beyond := castgate_usage_id((month + interval '1 month') AT TIME ZONE 'UTC');
         -- Somebody made it while we came here.
         CONTINUE WHEN EXISTS (SELECT FROM castgate_usage_months() AS known WHERE known.from_id = lowest);
-        -- As ATTACH does, and in its order: the whole first, then the default one.
-        LOCK TABLE ONLY usage_events IN SHARE UPDATE EXCLUSIVE MODE;
-        LOCK TABLE usage_events_default IN ACCESS EXCLUSIVE MODE;
+        -- As ATTACH does, and in its order: the whole first, then the default one. Readers queue behind us for a tenth of a
+        -- second at a time.
+        FOR attempt IN 1 .. attempts LOOP
+            BEGIN
+                LOCK TABLE ONLY usage_events IN SHARE UPDATE EXCLUSIVE MODE;
+                LOCK TABLE usage_events_default IN ACCESS EXCLUSIVE MODE;
+                EXIT;
+            EXCEPTION WHEN lock_not_available THEN
+                IF attempt = attempts THEN
+                    RAISE;
+                END IF;
+                PERFORM pg_sleep(0.1 + 0.2 * random());
+            END;
+        END LOOP;
         SELECT count(*) INTO rows_here
         FROM (SELECT FROM usage_events_default WHERE id >= lowest AND id < beyond LIMIT move_max + 1) AS counted;
         IF rows_here > move_max THEN

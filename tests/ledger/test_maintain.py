@@ -152,6 +152,30 @@ async def test_a_worker_leaves_a_large_move_to_the_command(
     assert "1 made, 3 events moved" in (await castgate()).stdout
 
 
+async def test_a_month_that_cannot_be_made_now_is_made_later_and_calls_are_written_meanwhile(
+    sql: Connection, migrated_url: str, database: Database, make_ledger: MakeLedger
+) -> None:
+    await sql.execute(f"DROP TABLE {partition_of(3)}")
+    reader = await asyncpg.connect(migrated_url)
+    trial = reader.transaction()
+    await trial.start()
+    await reader.fetchval("SELECT count(*) FROM usage_events")
+    watch = MonthsAhead(database, 3)
+    ledger, committed = make_ledger()
+    with capture_logs() as logs:
+        looking = asyncio.ensure_future(watch.look())
+        ledger.append(event("a"))
+        await committed.wait_for(1, timeout_s=5.0)
+        assert not await looking
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("months_not_made", "canceling statement due to lock timeout")
+    ]
+    await trial.rollback()
+    await reader.close()
+    assert await watch.look()
+    assert partition_of(3) in await months(sql)
+
+
 async def test_a_role_without_the_right_is_warned_about_and_goes_on(
     sql: Connection, migrated_url: str, castgate: Castgate, metrics: Metrics, make_ledger: MakeLedger
 ) -> None:
