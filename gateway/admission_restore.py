@@ -92,7 +92,8 @@ class Membership:
         reply = await link.call(
             "EVAL",
             JOIN.source,
-            *(3 + len(self._guards), self._life, self._book, self._swept, *self._guards),
+            3 + len(self._guards),
+            *(self._life, self._book, self._swept, *self._guards),
             *(run_id, self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known),
             *(int(was_elsewhere), int(RESTORE_S * 1000)),
         )
