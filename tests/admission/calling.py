@@ -85,7 +85,7 @@ class Callers:
     async def check(self, books: Books) -> None:
         """Nothing is held, and what was charged is the limit, and in the ledger once."""
         await asyncio.gather(*(worker.settled() for worker in self._workers))
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong[:10]
         assert {account: await books.used_cents(account) for account in self._limits} == self._limits
         await books.no_hold_left()
 

@@ -51,7 +51,9 @@ def cluster(servers: RunningCluster) -> RunningCluster:
 async def books(database_url: str) -> AsyncIterator[Books]:
     await migrate(database_url)
     connection = await asyncpg.connect(database_url)
-    yield Books(connection)
+    books = Books(connection)
+    await books.wait_for_locks()
+    yield books
     await connection.close()
 
 

@@ -66,7 +66,9 @@ def sentinels(tmp_path: Path) -> Iterator[Redundant]:
 async def books(database_url: str) -> AsyncIterator[Books]:
     await migrate(database_url)
     connection = await asyncpg.connect(database_url)
-    yield Books(connection)
+    books = Books(connection)
+    await books.wait_for_locks()
+    yield books
     await connection.close()
 
 
