@@ -1,11 +1,14 @@
 """What is injected. Each fault lasts as long as its coroutine, and is over when that returns: then recovery begins."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+
+import redis
 
 from tests.chaos.stores import stop, wake
 from tests.chaos.world import World
@@ -75,31 +78,35 @@ async def _redis_hang(world: World, chance: random.Random) -> str:
 
 
 async def _redis_kill(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.5)
-    await asyncio.to_thread(world.redis.start)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.5)
+        await asyncio.to_thread(world.redis.start)
     return f"{lasted}, back with its data"
 
 
 async def _redis_kill_empty(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.5)
-    await asyncio.to_thread(world.redis.start_empty)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.5)
+        await asyncio.to_thread(world.redis.start_empty)
     return f"{lasted}, back empty"
 
 
 async def _redis_kill_old(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.save)
-    older = await _pause(chance, 0.2, 1.5)
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.0)
-    await asyncio.to_thread(world.redis.start_old)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.save)
+        older = await _pause(chance, 0.2, 1.5)
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.0)
+        await asyncio.to_thread(world.redis.start_old)
     return f"{lasted}, back as it was {older} before"
 
 
 async def _redis_flush(world: World, chance: random.Random) -> str:
     def flush() -> None:
-        with world.redis.client() as client:
+        # It may be down, where another fault is on.
+        with contextlib.suppress(redis.RedisError), world.redis.client() as client:
             client.flushall()
 
     times = chance.choice((1, 1, 2))
@@ -111,7 +118,7 @@ async def _redis_flush(world: World, chance: random.Random) -> str:
 
 async def _redis_forgets_scripts(world: World, _: random.Random) -> str:
     def flush() -> None:
-        with world.redis.client() as client:
+        with contextlib.suppress(redis.RedisError), world.redis.client() as client:
             client.script_flush()
 
     await asyncio.to_thread(flush)
@@ -131,19 +138,21 @@ async def _postgres_hang(world: World, chance: random.Random) -> str:
 
 
 async def _postgres_kill(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.postgres.kill)
-    lasted = await _pause(chance, 0.0, 1.0)
-    await world.start_postgres()
+    async with world.postgres_kills:
+        await asyncio.to_thread(world.postgres.kill)
+        lasted = await _pause(chance, 0.0, 1.0)
+        await world.start_postgres()
     return lasted
 
 
 async def _postgres_terminate(world: World, _: random.Random) -> str:
-    connection = await world.postgres.connect()
-    count = await connection.fetchval(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE application_name = 'castgate' AND pid <> pg_backend_pid()"
-    )
-    await connection.close()
+    async with world.postgres_kills:
+        connection = await world.postgres.connect()
+        count = await connection.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = 'castgate' AND pid <> pg_backend_pid()"
+        )
+        await connection.close()
     return f"{count} connections"
 
 
@@ -254,6 +263,8 @@ def both(one: Kind, other: Kind) -> Kind:
         return f"{first}; {later_s:.2f} s later {second}"
 
     return Kind(
-        name=f"{one.name} + {other.name}", part="double", act=act, cuts=max(one.cuts, other.cuts, key=(NONE, IDLE, ANY).index),
-        needs_small_disks=one.needs_small_disks or other.needs_small_disks,
-    )  # fmt: skip
+        name=f"{one.name} + {other.name}",
+        part="double",
+        act=act,
+        cuts=max(one.cuts, other.cuts, key=(NONE, IDLE, ANY).index),
+    )
