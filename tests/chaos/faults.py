@@ -14,6 +14,8 @@ from tests.chaos.stores import stop, wake
 from tests.chaos.world import World
 
 REDIS, POSTGRES, PROCESS = "redis", "postgres", "process"
+# Some workers reach Redis while others do not: each side admits without knowing what the other one holds.
+SPLIT = "redis for some"
 # Which connections may be lost: none, those on which no call had come to the service, any.
 NONE, IDLE, ANY = "none", "idle", "any"
 
@@ -51,6 +53,20 @@ def _link(store: str, mode: str, delay_ms: tuple[float, float] | None = None, *,
         finally:
             await asyncio.to_thread(world.proxy.make, links, "open")
         return lasted if delay is None else f"{delay} ms, {lasted}"
+
+    return act
+
+
+def _one_link(mode: str) -> Act:
+    """Of one gateway to Redis."""
+
+    async def act(world: World, chance: random.Random) -> str:
+        link = chance.choice(world.links(REDIS))
+        await asyncio.to_thread(world.proxy.make, [link], mode)
+        try:
+            return f"{link}, {await _pause(chance, 0.1, 1.5)}"
+        finally:
+            await asyncio.to_thread(world.proxy.make, [link], "open")
 
     return act
 
@@ -230,9 +246,11 @@ KINDS = (
     Kind(name="redis forgets scripts", part=REDIS, act=_redis_forgets_scripts),
     Kind(name="redis refuses", part=REDIS, act=_link(REDIS, "refuse"), lone=True),
     Kind(name="redis resets", part=REDIS, act=_reset(REDIS), lone=True),
-    Kind(name="redis resets on and on", part=REDIS, act=_link(REDIS, "flaky", (20, 300)), lone=True),
     Kind(name="redis stalls", part=REDIS, act=_link(REDIS, "stall"), lone=True),
     Kind(name="redis slow", part=REDIS, act=_link(REDIS, "slow", (1, 300)), lone=True),
+    Kind(name="redis resets on and on", part=SPLIT, act=_link(REDIS, "flaky", (20, 300)), lone=True),
+    Kind(name="redis refuses one gateway", part=SPLIT, act=_one_link("refuse"), lone=True),
+    Kind(name="redis stalls for one gateway", part=SPLIT, act=_one_link("stall"), lone=True),
     Kind(name="postgres hangs", part=POSTGRES, act=_postgres_hang),
     Kind(name="postgres killed", part=POSTGRES, act=_postgres_kill),
     Kind(name="postgres ends connections", part=POSTGRES, act=_postgres_terminate),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from gateway.tables import table
 from tests.chaos.checker import WHAT, Findings
+from tests.chaos.faults import SPLIT
 from tests.chaos.run import SINGLE, Outcome, Plan
 
 
@@ -12,7 +13,7 @@ def lines(outcome: Outcome, plan: Plan) -> Iterable[str]:
     """For people."""
     of_kind: dict[str, list[float]] = {}
     for injection in outcome.injections:
-        name = injection.kind if injection.theme == SINGLE else f"two at once: {injection.theme}"
+        name = injection.kind if injection.theme in (SINGLE, SPLIT) else f"two at once: {injection.theme}"
         of_kind.setdefault(name, []).append(injection.recovered_s)
     rows = [(name, *_times(seconds)) for name, seconds in sorted(of_kind.items())]
     rows.append(("all", *_times([one.recovered_s for one in outcome.injections])))
