@@ -24,7 +24,9 @@ Act = Callable[[World, random.Random], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins."""
+    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins.
+    ``seldom``: it takes long, and is drawn half as often as the others.
+    """
 
     name: str
     part: str
@@ -32,6 +34,7 @@ class Kind:
     cuts: str = NONE
     lone: bool = False
     needs_small_disks: bool = False
+    seldom: bool = False
 
 
 async def _pause(chance: random.Random, shortest_s: float, longest_s: float) -> str:
@@ -262,8 +265,8 @@ KINDS = (
     Kind(name="postgres away, disk full", part=POSTGRES, act=_disk_full, needs_small_disks=True),
     Kind(name="worker killed", part=PROCESS, act=_worker_kill, cuts=ANY),
     Kind(name="worker stopped", part=PROCESS, act=_worker_stop),
-    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=ANY),
-    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced, cuts=IDLE),
+    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=ANY, seldom=True),
+    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced, cuts=IDLE, seldom=True),
 )
 
 

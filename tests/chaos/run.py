@@ -19,8 +19,8 @@ from tests.chaos.load import Account, introduce, spend_all
 from tests.chaos.world import World
 
 # Accounts that are new together; as many are enough for a few faults until most budgets are spent.
-WAVE = 10
-FAULTS_PER_WAVE = 2
+WAVE = 12
+FAULTS_PER_WAVE = 4
 SPEND_MAX = 400
 CALM_S = 0.4
 SETTLED_S = 3 * HOLD_TTL_S + 15
@@ -143,7 +143,8 @@ class Run:
         """Each as often as the others, in any order."""
         drawn: list[Kind] = []
         while len(drawn) < count and kinds:
-            drawn += self._chance.sample(kinds, min(len(kinds), count - len(drawn)))
+            deck = [kind for kind in kinds if not kind.seldom or self._chance.random() < 0.5]
+            drawn += self._chance.sample(deck, min(len(deck), count - len(drawn)))
         return drawn
 
     # --- one episode
