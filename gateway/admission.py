@@ -64,6 +64,11 @@ _OUTCOMES = {_BUDGET: "budget", _RATE: "rate", _STALE: "stale", _COLD: "cold", _
 
 # An ask is sent again when more is known; a healthy one needs at most three: load, seed, and a change in between.
 RETRIES_MAX = 20
+# A call counts twice between the commit of its event and the end of its hold, some ms, where Redis hears of the new sum
+# by another worker's write or by a seed. So who is refused by a sum that was not seen before waits for so long and asks
+# again: once, and up to so many times while the sum is more than a budget can have admitted.
+DOUBT_S = 0.01
+DOUBTS_MAX = 15
 # Asks that wait in a worker: as many as it has connections by default, each of which waits for at most one.
 ASKS_MAX = 20_000
 # Policies times plans that are kept as text; far more than anybody has.
@@ -282,6 +287,10 @@ class Admission:
 
     def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:
         code = outcome[0]
+        if code == _BUDGET and self._is_doubtful(ask, outcome[1], outcome[2]):
+            ask.doubts += 1
+            self._loop.call_later(DOUBT_S, self.ask, ask)
+            return
         self._outcomes[_OUTCOMES[code]].add()
         if code == _RATE:
             self._tell(ask, _rate_limited(ask, outcome[1], outcome[2]))
@@ -322,6 +331,15 @@ class Admission:
         """Nothing is known of their accounts, and Postgres does not tell."""
         for ask in asks:
             self.ladder.decide_in_memory(ask)
+
+    def _is_doubtful(self, ask: Ask, place: int, taken: int) -> bool:
+        """Whether a refusal may come of calls that count twice just now."""
+        known = ask.known
+        assert known is not None
+        last = known.exhausted
+        if last is not None and last.used_microcents == taken:
+            return False
+        return ask.doubts < (1 if taken <= known.limits[place].hard_limit_microcents else DOUBTS_MAX)
 
     def _exhausted(self, ask: Ask, place: int, taken: int, now_ms: int) -> BudgetExceeded:
         assert ask.known is not None

@@ -50,6 +50,7 @@ class Ask:
     shape: "Shape" = field(init=False)
     hold_id: str = field(init=False)  # blank where nothing is to be held
     retries: int = field(init=False, default=0)
+    doubts: int = field(init=False, default=0)  # how often a refusal was not taken at its word
     # Of one that holds something, from its admission to its settling.
     admitted_ms: int = field(init=False)
     has_ended: bool = field(init=False, default=False)  # its slots are free, and ``hold_microcents`` is what it costs

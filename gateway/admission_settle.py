@@ -22,7 +22,8 @@ ITEMS_MAX = 200_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seed:
     """The ledger's sums for an account. ``exactly``: also where Redis says more, for its facts or sums are from a
-    ledger that no longer exists. ``alone``: Redis may have gone back to older sums, and forgets those of other windows."""
+    ledger that no longer exists. ``alone``: Redis may have gone back to older sums, and forgets those of other windows.
+    """
 
     account_id: str
     version: int

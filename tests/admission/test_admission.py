@@ -420,3 +420,46 @@ async def test_metrics_say_what_became_of_asks_and_holds(worker: Worker, tables:
     assert json.dumps((outcomes, settled)) == json.dumps(
         ({"admitted": 3, "budget": 1, "cold": 1}, {"posted": 1, "voided": 1})
     )
+
+
+async def test_calls_that_count_twice_for_a_moment_refuse_nobody(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(10))
+    one, two = await start_worker("one"), await start_worker("two")
+    holds = await one.ask_many("a", 8)
+    await two.ask("a")
+    events = [
+        UsageEvent(hold.hold_id, "a", "cast", hold.admitted_ms, hold.amount_microcents, 200, "posted")
+        for hold in holds
+        if isinstance(hold, Hold)
+    ]
+    usages = tables.record(events)
+    # Another worker's write tells Redis of the sum, before the one whose calls they were takes their holds away.
+    two.admission.posted([], usages)
+    await two.settled()
+    assert script.account("a")["u:monthly/UTC/1"] == str(8 * CENT)
+    assert script.account("a")["h"] == str(9 * CENT)
+    asked = two.asked("a")
+    await asyncio.sleep(0.02)
+    one.admission.posted(events, usages)
+    assert isinstance(await asked, Hold)
+    assert isinstance(await two.ask("a"), BudgetExceeded)
+
+
+async def test_who_is_over_the_limit_to_stay_is_refused_at_once_from_the_second_time_on(
+    worker: Worker, tables: Tables
+) -> None:
+    tables.put("a", monthly(10))
+    worker.post(*await worker.ask_many("a", 8))
+    await worker.settled()
+    tables.put("a", monthly(5), version=2)
+    await worker.admission.facts_changed("a", 2)
+    assert isinstance(await worker.ask("a"), BudgetExceeded)
+    verdicts: list[Verdict] = []
+    ask = Ask(worker.account("a"), CENT, policy(), (), verdicts.append)
+    worker.admission.ask(ask)
+    while not verdicts:
+        await asyncio.sleep(0)
+    assert isinstance(verdicts[0], BudgetExceeded)
+    assert ask.doubts == 0

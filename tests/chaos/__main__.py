@@ -79,7 +79,7 @@ def main(
         click.echo(line)
     if as_json is not None:
         as_json.write_text(json.dumps(report.as_json(outcome, plan), indent=2))
-    sys.exit(1 if outcome.failed else 0)
+    sys.exit(1 if outcome.faults else 0)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tests.chaos.load import CUT, NO_ANSWER, REFUSED, Account, Call
 from tests.chaos.stores import Redis
 from tests.gateways import ROOT
 
-CENT = 1_000_000
+WHAT = ("over", "missing", "double", "wrong", "held", "drift", "unspent")
 # So long a call that is not charged may still count: until Redis has heard of it, be it after an outage.
 VOID_S = 6.0
 _EVENTS = (
@@ -55,8 +55,8 @@ class Cast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """From then until then, seconds since 1970, connections were bound to be lost; ``is_idle``: only those of calls that
-    had not come through, as when a worker that is replaced closes what a client is about to use."""
+    """From then until then, seconds since 1970, connections were bound to be lost; ``is_idle``: only those of calls
+    that had not come through, as when a worker that is replaced closes what a client is about to use."""
 
     from_s: float
     until_s: float
@@ -102,7 +102,9 @@ class Findings:
         self.said.append(f"{what}: {text}")
 
 
-def check_ledger(findings: Findings, account: Account, casts: Mapping[str, list[Cast]], rows: Sequence[asyncpg.Record]) -> None:  # fmt: skip
+def check_ledger(
+    findings: Findings, account: Account, casts: Mapping[str, list[Cast]], rows: Sequence[asyncpg.Record]
+) -> None:
     """Over, missing and double, of one account."""
     by_id: dict[str, asyncpg.Record] = {row["id"]: row for row in rows}
     of_cast: dict[str, asyncpg.Record] = {row["cast_id"]: row for row in rows if row["cast_id"] is not None}

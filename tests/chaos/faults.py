@@ -1,16 +1,21 @@
 """What is injected. Each fault lasts as long as its coroutine, and is over when that returns: then recovery begins."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import redis
+
 from tests.chaos.stores import stop, wake
 from tests.chaos.world import World
 
 REDIS, POSTGRES, PROCESS = "redis", "postgres", "process"
+# Some workers reach Redis while others do not: each side admits without knowing what the other one holds.
+SPLIT = "redis for some"
 # Which connections may be lost: none, those on which no call had come to the service, any.
 NONE, IDLE, ANY = "none", "idle", "any"
 
@@ -19,7 +24,9 @@ Act = Callable[[World, random.Random], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins."""
+    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins.
+    ``seldom``: it takes long, and is drawn half as often as the others.
+    """
 
     name: str
     part: str
@@ -27,6 +34,7 @@ class Kind:
     cuts: str = NONE
     lone: bool = False
     needs_small_disks: bool = False
+    seldom: bool = False
 
 
 async def _pause(chance: random.Random, shortest_s: float, longest_s: float) -> str:
@@ -48,6 +56,20 @@ def _link(store: str, mode: str, delay_ms: tuple[float, float] | None = None, *,
         finally:
             await asyncio.to_thread(world.proxy.make, links, "open")
         return lasted if delay is None else f"{delay} ms, {lasted}"
+
+    return act
+
+
+def _one_link(mode: str) -> Act:
+    """Of one gateway to Redis."""
+
+    async def act(world: World, chance: random.Random) -> str:
+        link = chance.choice(world.links(REDIS))
+        await asyncio.to_thread(world.proxy.make, [link], mode)
+        try:
+            return f"{link}, {await _pause(chance, 0.1, 1.5)}"
+        finally:
+            await asyncio.to_thread(world.proxy.make, [link], "open")
 
     return act
 
@@ -75,31 +97,35 @@ async def _redis_hang(world: World, chance: random.Random) -> str:
 
 
 async def _redis_kill(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.5)
-    await asyncio.to_thread(world.redis.start)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.5)
+        await asyncio.to_thread(world.redis.start)
     return f"{lasted}, back with its data"
 
 
 async def _redis_kill_empty(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.5)
-    await asyncio.to_thread(world.redis.start_empty)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.5)
+        await asyncio.to_thread(world.redis.start_empty)
     return f"{lasted}, back empty"
 
 
 async def _redis_kill_old(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.redis.save)
-    older = await _pause(chance, 0.2, 1.5)
-    await asyncio.to_thread(world.redis.kill)
-    lasted = await _pause(chance, 0.0, 1.0)
-    await asyncio.to_thread(world.redis.start_old)
+    async with world.redis_kills:
+        await asyncio.to_thread(world.redis.save)
+        older = await _pause(chance, 0.2, 1.5)
+        await asyncio.to_thread(world.redis.kill)
+        lasted = await _pause(chance, 0.0, 1.0)
+        await asyncio.to_thread(world.redis.start_old)
     return f"{lasted}, back as it was {older} before"
 
 
 async def _redis_flush(world: World, chance: random.Random) -> str:
     def flush() -> None:
-        with world.redis.client() as client:
+        # It may be down, where another fault is on.
+        with contextlib.suppress(redis.RedisError), world.redis.client() as client:
             client.flushall()
 
     times = chance.choice((1, 1, 2))
@@ -111,7 +137,7 @@ async def _redis_flush(world: World, chance: random.Random) -> str:
 
 async def _redis_forgets_scripts(world: World, _: random.Random) -> str:
     def flush() -> None:
-        with world.redis.client() as client:
+        with contextlib.suppress(redis.RedisError), world.redis.client() as client:
             client.script_flush()
 
     await asyncio.to_thread(flush)
@@ -131,19 +157,21 @@ async def _postgres_hang(world: World, chance: random.Random) -> str:
 
 
 async def _postgres_kill(world: World, chance: random.Random) -> str:
-    await asyncio.to_thread(world.postgres.kill)
-    lasted = await _pause(chance, 0.0, 1.0)
-    await world.start_postgres()
+    async with world.postgres_kills:
+        await asyncio.to_thread(world.postgres.kill)
+        lasted = await _pause(chance, 0.0, 1.0)
+        await world.start_postgres()
     return lasted
 
 
 async def _postgres_terminate(world: World, _: random.Random) -> str:
-    connection = await world.postgres.connect()
-    count = await connection.fetchval(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE application_name = 'castgate' AND pid <> pg_backend_pid()"
-    )
-    await connection.close()
+    async with world.postgres_kills:
+        connection = await world.postgres.connect()
+        count = await connection.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = 'castgate' AND pid <> pg_backend_pid()"
+        )
+        await connection.close()
     return f"{count} connections"
 
 
@@ -221,9 +249,11 @@ KINDS = (
     Kind(name="redis forgets scripts", part=REDIS, act=_redis_forgets_scripts),
     Kind(name="redis refuses", part=REDIS, act=_link(REDIS, "refuse"), lone=True),
     Kind(name="redis resets", part=REDIS, act=_reset(REDIS), lone=True),
-    Kind(name="redis resets on and on", part=REDIS, act=_link(REDIS, "flaky", (20, 300)), lone=True),
     Kind(name="redis stalls", part=REDIS, act=_link(REDIS, "stall"), lone=True),
     Kind(name="redis slow", part=REDIS, act=_link(REDIS, "slow", (1, 300)), lone=True),
+    Kind(name="redis resets on and on", part=SPLIT, act=_link(REDIS, "flaky", (20, 300)), lone=True),
+    Kind(name="redis refuses one gateway", part=SPLIT, act=_one_link("refuse"), lone=True),
+    Kind(name="redis stalls for one gateway", part=SPLIT, act=_one_link("stall"), lone=True),
     Kind(name="postgres hangs", part=POSTGRES, act=_postgres_hang),
     Kind(name="postgres killed", part=POSTGRES, act=_postgres_kill),
     Kind(name="postgres ends connections", part=POSTGRES, act=_postgres_terminate),
@@ -235,8 +265,8 @@ KINDS = (
     Kind(name="postgres away, disk full", part=POSTGRES, act=_disk_full, needs_small_disks=True),
     Kind(name="worker killed", part=PROCESS, act=_worker_kill, cuts=ANY),
     Kind(name="worker stopped", part=PROCESS, act=_worker_stop),
-    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=ANY),
-    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced, cuts=IDLE),
+    Kind(name="supervisor killed", part=PROCESS, act=_supervisor_kill, cuts=ANY, seldom=True),
+    Kind(name="workers replaced", part=PROCESS, act=_workers_replaced, cuts=IDLE, seldom=True),
 )
 
 
@@ -254,6 +284,8 @@ def both(one: Kind, other: Kind) -> Kind:
         return f"{first}; {later_s:.2f} s later {second}"
 
     return Kind(
-        name=f"{one.name} + {other.name}", part="double", act=act, cuts=max(one.cuts, other.cuts, key=(NONE, IDLE, ANY).index),
-        needs_small_disks=one.needs_small_disks or other.needs_small_disks,
-    )  # fmt: skip
+        name=f"{one.name} + {other.name}",
+        part="double",
+        act=act,
+        cuts=max(one.cuts, other.cuts, key=(NONE, IDLE, ANY).index),
+    )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-ANSWER_S = 15.0
+ANSWER_S = 45.0
 RECONNECT_S = 0.05
 # What became of a call, where it is not a status.
 CUT, HUNG_UP, NO_ANSWER, UNDER_WAY = "connection lost", "hung up", "no answer", "under way"

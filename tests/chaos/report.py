@@ -4,33 +4,28 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from gateway.tables import table
-from tests.chaos.checker import Findings
-from tests.chaos.run import Outcome, Plan
-
-_WHAT = ("over", "missing", "double", "wrong", "held", "drift", "unspent")
+from tests.chaos.checker import WHAT, Findings
+from tests.chaos.faults import SPLIT
+from tests.chaos.run import SINGLE, Outcome, Plan
 
 
 def lines(outcome: Outcome, plan: Plan) -> Iterable[str]:
     """For people."""
-    rows = []
-    for kind in sorted({injection.kind for injection in outcome.injections if " + " not in injection.kind}):
-        rows.append((kind, *_times([one.recovered_s for one in outcome.injections if one.kind == kind])))
-    pairs = [one.recovered_s for one in outcome.injections if " + " in one.kind]
-    if pairs:
-        rows.append(("two at once", *_times(pairs)))
+    of_kind: dict[str, list[float]] = {}
+    for injection in outcome.injections:
+        name = injection.kind if injection.theme in (SINGLE, SPLIT) else f"two at once: {injection.theme}"
+        of_kind.setdefault(name, []).append(injection.recovered_s)
+    rows = [(name, *_times(seconds)) for name, seconds in sorted(of_kind.items())]
     rows.append(("all", *_times([one.recovered_s for one in outcome.injections])))
     yield from table(("FAULT", "TIMES", "BACK AFTER s, p50", "MAX"), rows)
     yield ""
-    columns = [("single faults", outcome.singles)]
-    if outcome.double_injections:
-        columns.append(("double faults", outcome.doubles))
-    yield from table(("", *(name for name, _ in columns)), list(_figures([found for _, found in columns])))
+    yield from table(("", *outcome.findings), list(_figures(list(outcome.findings.values()))))
     if outcome.skipped:
         yield f"not possible here: {', '.join(outcome.skipped)}"
     yield ""
     yield (
-        f"seed {plan.seed}: {len(outcome.injections)} injections in {outcome.seconds / 60:.1f} minutes, "
-        f"{'FAILED' if outcome.failed else 'all is well'}"
+        f"seed {plan.seed}: {len(outcome.injections)} injections in {outcome.seconds / 60:.1f} minutes: "
+        + ("; ".join(outcome.faults) or "all is well")
     )
 
 
@@ -48,11 +43,29 @@ def _figures(columns: list[Findings]) -> Iterable[tuple[str, ...]]:
     for result in sorted({result for found in columns for result in found.results}):
         yield row(f"  {result}", *(found.results[result] for found in columns))
     yield row("most over a limit", *(found.over_max for found in columns))
-    for what in _WHAT:
+    for what in WHAT:
         yield row(what, *(found.counts[what] for found in columns))
     yield row("charged without a cast (workers killed)", *(found.orphans for found in columns))
 
 
 def as_json(outcome: Outcome, plan: Plan) -> dict[str, object]:
     """For programs."""
-    return {**asdict(outcome), "failed": outcome.failed, "plan": asdict(plan)}
+    return {
+        "plan": asdict(plan),
+        "seconds": outcome.seconds,
+        "faults": outcome.faults,
+        "findings": {
+            theme: {
+                "calls": found.calls,
+                "casts": found.casts,
+                "results": dict(found.results),
+                "over_max": found.over_max,
+                "counts": dict(found.counts),
+                "orphans": found.orphans,
+                "said": found.said,
+            }
+            for theme, found in outcome.findings.items()
+        },
+        "injections": [asdict(injection) for injection in outcome.injections],
+        "skipped": outcome.skipped,
+    }

@@ -1,8 +1,8 @@
 """The cast service of the chaos suite, as a process: it makes casts, and writes each down before it answers.
 
 ``python -m tests.chaos.upstream PORT RECORD``. What stands in RECORD is the checker's truth: no store that is being
-killed has any part in it. A line is a JSON list [ms, cast id, call id, request id]; the request id is the hold's, as the
-gateway tells it to the service. Faults are those of the Phase 1 stub.
+killed has any part in it. A line is a JSON list [ms, cast id, call id, request id]; the request id is the hold's, as
+the gateway tells it to the service. Faults are those of the Phase 1 stub.
 """
 
 import asyncio

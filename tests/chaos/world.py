@@ -73,6 +73,8 @@ class World:
         self._counts = gateways, workers, clients
         self._seed = seed
         self._patience = patience
+        # One that is down is not killed once more before it is back.
+        self.redis_kills, self.postgres_kills = asyncio.Lock(), asyncio.Lock()
         self._upstream: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._mounted: list[Path] = []
