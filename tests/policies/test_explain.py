@@ -241,7 +241,7 @@ def test_check_against_a_running_gateway_shows_the_differences(desk: Desk) -> No
     head, *lines = shown.stdout.splitlines()
     assert head.startswith(f"{desk.gateway.admin_url} runs {version}, loaded ")
     assert head.endswith(": 4 differences")
-    plan = "{budgets: {}, rate_limits: {per-account: 5}, stripe_price: none}"
+    plan = "{budgets: {}, rate_limits: {per-account: 5}, stripe_price: none, soft_limit_percents: [50, 80, 100]}"
     assert lines == [
         "policies.explained.cost.fixed_cents: 2 -> 2.5",
         "plans.free.budgets.monthly.hard_limit_cents: 100 -> 90",
