@@ -392,7 +392,10 @@ class Admission:
                 self.ladder.ended(ask)
             ask.has_ended = True
             ask.lane.settled.adjust(hold.hold_id, actual_microcents)
-            ask.lane.settle_soon()
+            if actual_microcents > hold.amount_microcents:
+                ask.lane.settle_at_once()  # its client may be calling again already, and another worker
+            else:
+                ask.lane.settle_soon()
 
     def posted(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         """The ledger has ``events``: their holds are over, and this is what their accounts have used since."""

@@ -190,6 +190,11 @@ class Lane:
             self._settling = True
             self._loop.call_later(SETTLE_DELAY_S, self._settle_now)
 
+    def settle_at_once(self) -> None:
+        """The same without waiting for company: every worker's next verdict is to know of it."""
+        if not self._flying and self.state >= RESTORING:
+            self._send()
+
     def _settle_now(self) -> None:
         self._settling = False
         if not self._flying and self.state >= RESTORING and self.settled.count:

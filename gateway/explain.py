@@ -40,7 +40,7 @@ from gateway.policy.rules import SHADOW, Policy
 from gateway.policy.verdicts import StoreUnavailable
 from gateway.redis_store import RedisLostError, read_script
 from gateway.redis_topology import topology_of
-from gateway.relay import heads
+from gateway.relay import conformance, heads
 from gateway.relay.rate_keys import call_weights, rate_key
 from gateway.relay.request import Request
 from gateway.tasks import Tasks
@@ -83,11 +83,18 @@ async def explain(loaded: Loaded, question: Question) -> Explanation:
     told: dict[str, Any] = {"version": rules.version, "method": question.method, "target": question.target}
     if request.target.partition(b"?")[0] in hosted_paths(metrics_public=settings.metrics.public):
         return Explanation(verdict=HOSTED, why="this is an endpoint of the gateway itself, under no policy", **told)
-    match = RouteTable(rules.policies).match(request.method, request.target)
+    if request.refusal is not None:
+        why = json.loads(request.refusal.body)
+        reason = f"{why['message']} {why['details']}" if "details" in why else why["message"]
+        return Explanation(verdict=REFUSED, status=request.refusal.status, why=reason, **told)
+    routes = RouteTable(rules.policies)
+    match = conformance.match(request, routes)
     if match is None:
         return Explanation(verdict=RELAYED, why="no policy matches: the call is relayed untouched", **told)
     if isinstance(match, Ambiguous):
         why = f"some servers read this path as {match.policy.path}, which policy {match.policy.name} is for"
+        if not isinstance(routes.match(request.method, request.target), Ambiguous):
+            why = f"a field that some servers take for method or path leads to policy {match.policy.name}"
         return Explanation(verdict=REFUSED, status=400, why=why, policy=match.policy, **told)
     told["policy"] = match
     if request.has_two_credentials:

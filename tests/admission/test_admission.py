@@ -42,6 +42,31 @@ async def test_a_refusal_says_which_budget_how_much_and_until_when(start_worker:
     )
 
 
+async def test_a_call_dearer_than_its_hold_is_told_to_redis_at_once(
+    start_worker: StartWorker, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not wait for company: only a call that follows may bring it otherwise."""
+    tables.put("a", monthly(5))
+    one, other = await start_worker(), await start_worker()
+    cheap, dear = await one.ask("a"), await one.ask("a")
+    assert isinstance(cheap, Hold)
+    assert isinstance(dear, Hold)
+    assert isinstance(await other.ask("a"), Hold)
+    await one.settled()
+    for pause in ("SETTLE_DELAY_S", "HEARTBEAT_S", "KEEP_S"):
+        monkeypatch.setattr(f"gateway.admission_lane.{pause}", 3600.0)
+    await asyncio.sleep(0.6)  # timers that ran before
+    [lane] = one.admission._lanes
+    one.admission.finished(cheap, CENT // 2)
+    assert lane.settled.count == 1
+    one.admission.finished(dear, 4 * CENT)
+    assert lane.settled.count == 0  # on its way, with all that waited
+    await one.settled()
+    refused = await other.ask("a")
+    assert isinstance(refused, BudgetExceeded)
+    assert refused.used_microcents == 11 * CENT // 2
+
+
 async def test_a_total_never_resets(worker: Worker, tables: Tables) -> None:
     tables.put("a", BudgetLimit(period="total", hard_limit_microcents=0))
     verdict = await worker.ask("a")

@@ -107,6 +107,41 @@ def test_a_plan_s_limit_a_shadow_policy_and_what_is_under_no_policy(desk: Desk) 
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "headers", "why"),
+    [
+        (
+            "POST",
+            "/v1//cast",
+            {},
+            "some servers read this path as /v1/cast, which policy explained is for",
+        ),
+        (
+            "GET",
+            "/v1/cast",
+            {"X-HTTP-Method-Override": "post"},
+            "a field that some servers take for method or path leads to policy explained",
+        ),
+        (
+            "GET",
+            "/elsewhere",
+            {"X-Original-URL": "/v1/trial"},
+            "a field that some servers take for method or path leads to policy trial",
+        ),
+        ("POST", "/v1/cast", {"Content_Length": "3"}, "Some servers would read this field's name as another's. "),
+    ],
+)
+def test_what_is_refused_for_its_head_is_explained_as_the_call_is_answered(
+    desk: Desk, method: str, path: str, headers: dict[str, str], why: str
+) -> None:
+    desk.use(RULES.replace("ALGORITHM", "sliding_window"))
+    account = desk.account()
+    answer = explained(desk, method=method, path=path, headers=headers, key=account.api_key)
+    assert (answer["verdict"], answer["status"]) == ("refused", 400)
+    assert answer["why"].startswith(why)
+    assert desk.call(account, path, method=method, headers=headers).status == 400
+
+
+@pytest.mark.parametrize(
     ("question", "message"),
     [
         ([], "expected a JSON object"),
@@ -206,7 +241,7 @@ def test_check_against_a_running_gateway_shows_the_differences(desk: Desk) -> No
     head, *lines = shown.stdout.splitlines()
     assert head.startswith(f"{desk.gateway.admin_url} runs {version}, loaded ")
     assert head.endswith(": 4 differences")
-    plan = "{budgets: {}, rate_limits: {per-account: 5}, stripe_price: none}"
+    plan = "{budgets: {}, rate_limits: {per-account: 5}, stripe_price: none, soft_limit_percents: [50, 80, 100]}"
     assert lines == [
         "policies.explained.cost.fixed_cents: 2 -> 2.5",
         "plans.free.budgets.monthly.hard_limit_cents: 100 -> 90",
