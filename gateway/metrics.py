@@ -93,7 +93,7 @@ _DECLARED = (
     _counter("castgate_upstream_errors_total", "Calls that the upstream failed, by reason.", "reason"),
     _histogram(
         "castgate_stage_duration_seconds",
-        "Time that a call was in a stage (identify, admit, connect, first_byte, answer); of a sample of calls.",
+        "Time that a call was in a stage (identify, admit, connect, first_byte, answer, settle); of a sample of calls.",
         "stage",
     ),
     _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped: too many waited."),

@@ -14,7 +14,7 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ import structlog
 from gateway.policy.money import cents_text
 from gateway.relay import traceparent
 from gateway.relay.exchange import Exchange
-from gateway.relay.observed import STAGES, Observation, ObservedExchange, noted
+from gateway.relay.observed import SETTLE, STAGES, Observation, ObservedExchange, noted
 
 if TYPE_CHECKING:
     from gateway.config import Settings
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from gateway.relay.client import ClientConnection
     from gateway.relay.relay import Relay
     from gateway.relay.request import Request
+    from gateway.usage_events import UsageEvent, WindowUsage
 
+Committed = Callable[["Sequence[UsageEvent]", "Sequence[WindowUsage]"], None]
 NewExchange = Callable[["Relay", "ClientConnection", "Request"], Exchange]
 
 WRITE_INTERVAL_S = 0.1
@@ -46,6 +48,8 @@ LINES_AT_ONCE = 50
 WAITING_MAX = 10_000
 # Lines that are written whatever the sample says; more of them are dropped and counted. Some 3 ms of each second.
 NOTEWORTHY_PER_S_MAX = 50
+# Calls of the sample that the ledger does not have yet; while Postgres is away they go to the spool, and are not timed.
+SETTLING_MAX = 1000
 
 _log = structlog.get_logger()
 
@@ -65,12 +69,13 @@ class Observer:
         self._examples = examples
         self._stages = {
             stage: metrics.histogram("castgate_stage_duration_seconds", stage=stage)
-            for stage in (STAGES if self._stage_rate else ())
+            for stage in ((*STAGES, SETTLE) if self._stage_rate else ())
         }
         self.exchange: NewExchange = Exchange  # what a request becomes
         self._unwatched = 0
         self._dropped = metrics.counter("castgate_request_lines_dropped_total")
         self._waiting: deque[Observation] = deque()
+        self._settling: dict[str, float] = {}  # event id -> when its call was over, the oldest first
         self._last_noted: Exchange | None = None
         self._second = 0
         self._noted_in_second = 0
@@ -111,6 +116,29 @@ class Observer:
         if trace is None and draw >= self._line_rate_max and draw >= self._stage_rate:
             return Exchange(relay, client, request)
         return ObservedExchange(relay, client, request, self, draw=draw, trace=trace)
+
+    def charged(self, event_id: str) -> None:
+        """A call that is watched is on its way to the ledger."""
+        if self._stages:
+            if len(self._settling) >= SETTLING_MAX:
+                del self._settling[next(iter(self._settling))]
+            self._settling[event_id] = monotonic()
+
+    def committed(self, listener: Committed) -> Committed:
+        """What is told of the ledger's commits in place of ``listener``, which hears of them first."""
+        if not self._stages:
+            return listener
+        settled = self._stages[SETTLE]
+
+        def listen(events: "Sequence[UsageEvent]", usages: "Sequence[WindowUsage]") -> None:
+            listener(events, usages)
+            if self._settling:
+                for event in events:
+                    began_s = self._settling.pop(event.event_id, None)
+                    if began_s is not None:
+                        settled.observe(monotonic() - began_s)
+
+        return listen
 
     def saw(self, observation: Observation) -> None:
         """An exchange is over."""

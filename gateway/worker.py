@@ -143,7 +143,6 @@ class Worker:
             metrics=self._metrics,
             queued=self._outbox.wake if self._outbox else None,
         )
-        self._ledger.on_committed = self._committed
         self._ledger.on_dropped = self._admission.dropped
         self._ledger.on_put_off = self._put_off
         if self._spool is not None:
@@ -160,6 +159,7 @@ class Worker:
             Path(parameters.runtime_dir), f"worker-{parameters.index}", FAMILIES["spell_cast_duration_seconds"].bounds
         )
         self._observer = Observer(settings, self._metrics, self._spans, examples)
+        self._ledger.on_committed = self._observer.committed(self._committed)
         self._observe()
         self._server: asyncio.Server | None = None
         files = self._certificate_and_key(settings)

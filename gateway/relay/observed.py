@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.relay.upstream import UpstreamConnection
 
 STAGES = ("identify", "admit", "connect", "first_byte", "answer")
+SETTLE = "settle"  # from the call's end until the ledger has it: after its line is written
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,6 +175,7 @@ class ObservedExchange(Exchange):
 
     def _charge(self, event: "UsageEvent") -> None:
         self._observation.charged_microcents = event.cost_microcents
+        self._observer.charged(event.event_id)
         super()._charge(event)
 
     def _report_if_done(self) -> None:

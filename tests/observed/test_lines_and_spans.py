@@ -157,6 +157,9 @@ async def test_each_request_has_one_line_that_says_all_of_it_and_no_secret(world
     assert len(lines) == 6
     for stage in ("identify", "admit", "first_byte"):
         assert world.gateway.metric("castgate_stage_duration_seconds_count", stage=stage) >= 3
+    async with asyncio.timeout(WAIT_S):  # the two that were charged are in the ledger a moment later
+        while world.gateway.metric("castgate_stage_duration_seconds_count", stage="settle") < 2:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_traceparent_is_honoured_and_passed_on(world: World) -> None:

@@ -136,6 +136,22 @@ def test_what_is_always_logged_is_bounded_and_what_is_too_much_is_counted(
     metrics.close()
 
 
+def test_what_never_comes_to_the_ledger_is_not_waited_for() -> None:
+    metrics = Metrics()
+    one = observing(Observer(settings(metrics={"stage_sample": 1}), metrics, None))
+    heard = []
+    listen = one.committed(lambda events, usages: heard.append((events, usages)))
+    ids = [f"{number:032x}" for number in range(observer.SETTLING_MAX + 2)]
+    for event_id in ids:
+        one.charged(event_id)
+    events: list[Any] = [SimpleNamespace(event_id=event_id) for event_id in (ids[0], ids[-1], "f" * 32)]
+    listen(events, [])
+    assert heard == [(events, [])]
+    assert metrics.histogram("castgate_stage_duration_seconds", stage="settle").count == 1  # the first was forgotten
+    assert observing(Observer(settings(metrics={"stage_sample": 0}), metrics, None)).committed(print) is print
+    metrics.close()
+
+
 def test_a_line_is_written_later_and_has_its_facts_in_their_units(stream: StringIO) -> None:
     metrics = Metrics()
     one = observing(Observer(settings(log={"request_sample": 1}), metrics, None))
