@@ -149,7 +149,10 @@ class Console:
 
         Somebody who is signed in may read the listener's other paths as well, from the console's own page.
         """
-        if request.path == PATH or request.path.startswith(f"{PATH}/"):
+        is_ours = request.path == PATH or request.path.startswith(f"{PATH}/")
+        if (
+            is_ours and request.match_info.http_exception is None
+        ):  # which says nothing to strangers, not even "not here"
             return True
         asks = request.method == "GET" or (request.method == "POST" and request.path == EXPLAIN_PATH)
         return asks and self._sessions.knows(request) and is_from_here(request, writes=request.method != "GET")

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
-from tests.billing.test_browser_story import CHROMIUM, FLAGS
+from tests.billing.test_browser_story import CHROMIUM, SECRET, browser_page
 from tests.gateways import RunningGateway, migrated, running_gateway
+from tests.stripe_stub.running import stub_process as stripe_process
 from tests.upstream_stub.running import Account, create_account, stub_process
 
 pytestmark = [
@@ -39,6 +40,15 @@ class World:
         url = f"{self.gateway.base_url}/v1/cast"
         async with self.session.post(url, headers=headers, json={"input": "lumos"}) as answer:
             return answer.status
+
+    async def subscribe(self) -> None:
+        """Pays at the stand-in for Stripe, which tells the gateway; the plan has room for many more casts."""
+        headers = {"Authorization": f"Bearer {self.account.api_key}"}
+        async with self.session.post(f"{self.gateway.base_url}/v1/billing/checkout", headers=headers) as answer:
+            url = (await answer.json())["url"]
+        form = {"how": "pay", "email": "person@example.com", "card": "4242 4242 4242 4242"}
+        async with self.session.post(url, data=form, allow_redirects=False) as answer:
+            assert answer.status < 400
 
     def watch(self) -> None:
         self.page.on(
@@ -67,20 +77,25 @@ class World:
 @pytest.fixture
 async def world(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
     stores = {"database_url": database_url, "redis_url": redis_url}
-    with stub_process(**stores, rate_limit_per_minute=0) as stub:
-        await asyncio.to_thread(migrated, database_url)
-        account = await create_account(database_url)
-        environ = {"ADMIN_TOKEN": TOKEN}
-        with running_gateway(**stores, upstream_url=stub.base_url, environ=environ) as gateway:
-            async with aiohttp.ClientSession() as session, async_playwright() as playwright:
-                browser = await playwright.chromium.launch(
-                    executable_path=CHROMIUM, args=FLAGS, downloads_path=tmp_path
-                )
-                try:
-                    world = World(gateway=gateway, account=account, page=await browser.new_page(), session=session)
-                    yield world
-                finally:
-                    await browser.close()
+    async with stripe_process("--price", "price_pro=4900:Pro") as stripe_url, aiohttp.ClientSession() as session:
+        with stub_process(**stores, rate_limit_per_minute=0) as stub:
+            await asyncio.to_thread(migrated, database_url)
+            account = await create_account(database_url)
+            environ = {
+                "ADMIN_TOKEN": TOKEN,
+                "STRIPE_SECRET_KEY": "sk_test_of_the_console",
+                "STRIPE_WEBHOOK_SECRET": SECRET,
+                "STRIPE_API_BASE": stripe_url,
+                "STRIPE_PRICE_PRO": "price_pro",
+                "BILLING_SUCCESS_URL": f"{stripe_url}/shop/paid",
+                "BILLING_CANCEL_URL": f"{stripe_url}/shop",
+            }
+            with running_gateway(**stores, upstream_url=stub.base_url, environ=environ) as gateway:
+                endpoints = [{"url": f"{gateway.base_url}/webhooks/stripe", "secrets": [SECRET]}]
+                async with session.put(f"{stripe_url}/_stub/endpoints", json=endpoints) as answer:
+                    assert answer.status == 200
+                async with browser_page(tmp_path) as page:
+                    yield World(gateway=gateway, account=account, page=page, session=session)
 
 
 async def test_an_operator_signs_in_watches_finds_an_account_and_sets_its_budget(world: World) -> None:
@@ -109,7 +124,9 @@ async def test_an_operator_signs_in_watches_finds_an_account_and_sets_its_budget
     await page.keyboard.press("ArrowDown")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", name=world.account.user_id)).to_be_visible()
-    await expect(page.get_by_role("row")).to_have_count(1 + 5)
+    calls = page.get_by_role("region", name="Newest charged calls")
+    await expect(calls.get_by_role("row")).to_have_count(1 + 5)
+    await expect(page.get_by_role("region", name="Holds")).to_contain_text("Nothing is held, by Redis.")
     assert await world.obstacles() == []
 
     # What is set counts for the next cast; what is removed does not.
@@ -121,9 +138,33 @@ async def test_an_operator_signs_in_watches_finds_an_account_and_sets_its_budget
     await expect(page.locator("#account > .told")).to_have_text("The daily budget is gone.")
     assert await world.cast() == 200
 
+    # What a call would come to; and all of it is in the audit.
+    await page.get_by_role("button", name="Explain").press("Enter")
+    await expect(page.get_by_text("admitted: every budget and limit passes")).to_be_visible()
+    audit = page.get_by_role("region", name="Audit").get_by_role("row")
+    await expect(audit).to_have_count(1 + 3)
+    await expect(audit.nth(1)).to_contain_text("Call explained")
+    await expect(audit.nth(2)).to_contain_text("Budget removed")
+    await expect(audit.nth(3)).to_contain_text("hard limit cents: 5")
+    await expect(audit.nth(3)).to_contain_text("ADMIN_TOKEN, 127.0.0.1")
+    assert await world.obstacles() == []
+
+    # A payment is in the log of webhooks, from which one is handled again.
+    await world.subscribe()
+    await page.get_by_role("link", name="← Overview").press("Enter")
+    await expect(page.locator("#webhook-counts")).to_contain_text("applied")
+    replay = page.locator("tr", has_text="customer.subscription.created").get_by_role("button")
+    await replay.press("Enter")
+    await expect(page.locator("#webhook-told")).to_contain_text("It was known already; its subscription")
+    await page.get_by_label("Event", exact=True).fill("evt_nothing")
+    await page.get_by_label("Event", exact=True).press("Enter")
+    await expect(page.locator("#webhook-told")).to_contain_text("Stripe has no event evt_nothing")
+    assert await world.obstacles() == []
+
     await page.set_viewport_size({"width": 320, "height": 640})
     assert await page.evaluate("document.documentElement.scrollWidth") == 320
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_label("Admin token")).to_be_visible()
-    assert [one for one in world.complaints if "401" not in one] == []
+    # The browser itself complains of 401 after signing out, and of 404 for the event that is not there.
+    assert [one for one in world.complaints if "401" not in one and "404" not in one] == []
     assert world.origins == {admin_url}
