@@ -96,7 +96,7 @@ _DECLARED = (
         "Time that a call was in a stage (identify, admit, connect, first_byte, answer, settle); of a sample of calls.",
         "stage",
     ),
-    _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped: too many waited."),
+    _counter("castgate_request_lines_dropped_total", "Log lines of requests that were dropped as too many."),
     _counter("castgate_traces_total", "Requests whose spans were sent, dropped or failed.", "result"),
     _gauge("castgate_upstream_addresses", "Addresses of the upstream that get calls, as the worst worker sees it.",
            merge="min"),

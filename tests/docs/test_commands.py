@@ -177,6 +177,8 @@ def _happens_before(command: Command, running: Up) -> None:
     """What the text around a command says has happened."""
     if command.text == "castgate reconcile":
         asyncio.run(_drifted(running.demo["database_url"]))
+    if "/audit" in command.text:
+        _set_budget(running.demo)
 
 
 async def _drifted(database_url: str) -> None:
@@ -186,6 +188,14 @@ async def _drifted(database_url: str) -> None:
     assert account is not None, "nothing was cast"
     await connection.execute("UPDATE usage_counters SET used_microcents = 0 WHERE account_id = $1", account)
     await connection.close()
+
+
+def _set_budget(demo: dict[str, str]) -> None:
+    """As the page does it."""
+    url = f"{demo['admin_url']}/console/accounts/{demo['account_id']}/budget"
+    body = b'{"period": "daily", "hard_limit_cents": 2500}'
+    headers = {"X-Castgate-Console": "1", "Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers, method="PUT"), timeout=20).close()
 
 
 def _happens_after(command: Command, said: str) -> None:
