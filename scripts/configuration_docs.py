@@ -181,7 +181,7 @@ def _words(field: FieldInfo) -> str:
     """What may stand there, in the words of whoever refuses the rest."""
     words = _reading(field)
     annotation = _bare(field.annotation)
-    if get_origin(annotation) is tuple and not words.startswith("some of") and "several" not in words:
+    if get_origin(annotation) is tuple and not words.startswith(("some of", "a list")) and "several" not in words:
         return f"a list: {words}" if words else "a list"
     return words
 
