@@ -96,6 +96,8 @@ class Meter:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
+        # From 3.12 on settrace looks whether any frame wants opcodes, and forgets them where none does yet.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._called)
         sys.setprofile(self._profiled)
         try:
