@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
@@ -48,12 +49,27 @@ POLICY = Policy(
 RULES = Rules(version="1", policies=(POLICY,), plans={"free": Plan(name="free")}, default_plan="free")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuCost:
+    """µs of CPU per call, in this process and in Redis."""
+
+    ask_python: float
+    ask_redis: float
+    settle_python: float
+    settle_redis: float
+    redis_py_python: float
+    redis_py_redis: float
+
+
 class _Facts:
     """Postgres costs nothing here."""
 
+    def __init__(self, limits: tuple[BudgetLimit, ...]) -> None:
+        self._limits = limits
+
     async def load(self, accounts: Sequence[Account]) -> None:
         for account in accounts:
-            account.version, account.plan, account.limits = 1, "free", (LIMIT,)
+            account.version, account.plan, account.limits = 1, "free", self._limits
 
     async def seed(self, wanted: Sequence[tuple[Account, Mapping[str, Window]]]) -> Mapping[str, Mapping[str, int]]:
         return {account.account_id: dict.fromkeys(windows, 0) for account, windows in wanted}
@@ -121,15 +137,16 @@ async def _ask(admission: Admission, accounts: Iterator[Account], batch: int, ca
     return holds
 
 
-async def _post(admission: Admission, holds: list[Hold], window: Window) -> None:
+async def _post(admission: Admission, holds: list[Hold], windows: Mapping[str, Window]) -> None:
     for begin in range(0, len(holds), POSTED_TOGETHER):
         group = holds[begin : begin + POSTED_TOGETHER]
         events = [
             UsageEvent(hold.hold_id, hold.account_id, "cast", hold.admitted_ms, CENT, 200, "posted") for hold in group
         ]
         usages = [
-            WindowUsage(account_id, LIMIT.kind, window.start_ms, window.end_ms, begin + 1)
+            WindowUsage(account_id, kind, window.start_ms, window.end_ms, begin + 1)
             for account_id in {hold.account_id for hold in group}
+            for kind, window in windows.items()
         ]
         for hold in group:
             admission.finished(hold, CENT)
@@ -158,7 +175,15 @@ async def _redis_py(url: str, admission: Admission, accounts: Iterator[Account],
     await client.aclose()
 
 
-async def _measure(url: str, calls: int, accounts_count: int) -> None:
+async def measure(
+    url: str,
+    calls: int,
+    accounts_count: int,
+    *,
+    limits: tuple[BudgetLimit, ...] = (LIMIT,),
+    batches: Sequence[int] = BATCHES,
+) -> dict[int, CpuCost]:
+    """The cost by size of batch; Redis at ``url`` is empty."""
     settings = Settings.model_validate(
         {
             "upstream": {"url": "http://127.0.0.1:1"},
@@ -168,16 +193,18 @@ async def _measure(url: str, calls: int, accounts_count: int) -> None:
     )
     tasks, metrics, meter = Tasks(), Metrics(), _Meter(url)
     admission = Admission(
-        worker_id="bench", settings=settings, accounts=_Facts(), ledger=cast("Any", _NoLedger()), rules=lambda: RULES,
-        tasks=tasks, metrics=metrics, fleet=_Alone(),
+        worker_id="bench", settings=settings, accounts=_Facts(limits), ledger=cast("Any", _NoLedger()),
+        rules=lambda: RULES, tasks=tasks, metrics=metrics, fleet=_Alone(),
     )  # fmt: skip
     await admission.start()
     known = [Account(f"account-{number:06d}") for number in range(accounts_count)]
     order = cycle(known)
-    window = window_at(LIMIT.period, LIMIT.time_zone, LIMIT.week_start, int(time.time() * 1000))
-    await _post(admission, await _warm(admission, known), window)
+    now_ms = int(time.time() * 1000)
+    windows = {one.kind: window_at(one.period, one.time_zone, one.week_start, now_ms) for one in limits}
+    await _post(admission, await _warm(admission, known), windows)
 
-    for batch in BATCHES:
+    costs = {}
+    for batch in batches:
         figures: list[float] = []
 
         def told(own: float, redis_own: float, figures: list[float] = figures) -> None:
@@ -187,13 +214,14 @@ async def _measure(url: str, calls: int, accounts_count: int) -> None:
         with meter.measured(count, told):
             holds = await _ask(admission, order, batch, count)
         with meter.measured(count, told):
-            await _post(admission, holds, window)
+            await _post(admission, holds, windows)
         with meter.measured(count, told):
             await _redis_py(url, admission, order, batch, count)
-        click.echo(f"{accounts_count:>8} {batch:>6}   " + "   ".join(f"{figure:>7.1f}" for figure in figures))
+        costs[batch] = CpuCost(**dict(zip(CpuCost.__dataclass_fields__, figures, strict=True)))
     await admission.close()
     await tasks.drain(1)
     metrics.close()
+    return costs
 
 
 async def _warm(admission: Admission, accounts: list[Account]) -> list[Hold]:
@@ -216,7 +244,9 @@ def main(calls: int) -> None:
     with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder), ephemeral=True) as server:
         for accounts_count in ACCOUNTS:
             redis.Redis.from_url(server.url).flushall()
-            uvloop.run(_measure(server.url, calls, accounts_count))
+            for batch, cost in uvloop.run(measure(server.url, calls, accounts_count)).items():
+                figures = "   ".join(f"{figure:>7.1f}" for figure in astuple(cost))
+                click.echo(f"{accounts_count:>8} {batch:>6}   {figures}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from bench.scenarios import LARGE, MANY, ONE, STREAMS, THROUGHPUT, WORKERS
 from bench.targets import BASELINE
 
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/scaling.md")
+OTHERS = ("flat-", "profile-")  # how names of tables begin that bench.flat_cost and bench.profile_hot_path write
 _BLOCK = re.compile(r"(<!-- bench:([a-z0-9-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
 
@@ -55,15 +56,25 @@ _BLOCKS: Mapping[str, Callable[[Figures], str]] = {
 }
 
 
+def names_in(text: str) -> list[str]:
+    """What is marked in a document."""
+    return [found[2] for found in _BLOCK.finditer(text)]
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """The document with these of its tables; others stay as they are."""
+    return _BLOCK.sub(
+        lambda found: f"{found[1]}{blocks[found[2]]}\n{found[3]}" if found[2] in blocks else found[0], text
+    )
+
+
 def update_text(text: str, figures: Figures) -> str:
     """The document with its tables as the figures have them. Raises ValueError for a name that nobody writes."""
 
-    def block(found: re.Match[str]) -> str:
-        if found[2] not in _BLOCKS:
-            raise ValueError(f"no table {found[2]!r}; there are {', '.join(_BLOCKS)}")
-        return f"{found[1]}{_BLOCKS[found[2]](figures)}\n{found[3]}"
-
-    return _BLOCK.sub(block, text)
+    for name in names_in(text):
+        if name not in _BLOCKS and not name.startswith(OTHERS):
+            raise ValueError(f"no table {name!r}; there are {', '.join(_BLOCKS)}, and {'…, '.join(OTHERS)}…")
+    return filled(text, {name: _BLOCKS[name](figures) for name in names_in(text) if name in _BLOCKS})
 
 
 def update_documents(figures: Figures, repository: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -52,12 +52,8 @@ NO_POLICY, EVERYTHING, NEW_HEADS = "no policy", "everything on", "everything on,
 KINDS = (NO_POLICY, EVERYTHING, NEW_HEADS)
 # What config.yaml says, and what it says here: a ledger write is due when a wave is complete, and never before.
 _CHANGES = {"flush_interval: 20ms": "flush_interval: 10s", "  batch_max: 500 ": f"  batch_max: {WAVE} "}
-# What runs by the clock, with all that it calls.
-_BY_THE_CLOCK = frozenset({
-    "Relay.tick_forever", "Lane._tick", "Lane._keep", "Lane._watch", "Lane._connect_forever", "Vitals.watch_forever",
-    "Fleet.run", "Orphans.run", "Balancer.look_up_forever", "Observer.write_forever", "DriftWatch.run", "Replay.run",
-    "Worker._probe_database", "Accounts._refresh", "Identify._refresh",
-})  # fmt: skip
+# What runs by the clock, with all that it calls; and so does every task that the worker has before its first call.
+_BY_THE_CLOCK = frozenset({"Lane._tick", "Lane._keep", "Lane._watch"})
 _PARTS = {
     "relay/": "relay", "policy/": "relay", "observer": "relay", "identify": "relay", "admission": "admission",
     "redis_store": "admission", "ledger": "ledger", "usage_events": "ledger", "database": "ledger",
@@ -88,14 +84,21 @@ class Meter:
         self._parts: dict[CodeType, str] = {}
         self._counting: dict[str, Callable[[FrameType, str, Any], Any]] = {}
         self._skipped: FrameType | None = None  # runs by the clock: neither it nor what it calls counts
+        self._standing: frozenset[asyncio.Task[Any]] = frozenset()
+
+    def leave_out(self, tasks: Iterable["asyncio.Task[Any]"]) -> None:
+        """Count nothing that runs in these tasks."""
+        self._standing = frozenset(tasks)
 
     @property
     def is_skipping(self) -> bool:
         """Whether what runs now runs by the clock."""
-        return self._skipped is not None
+        return self._skipped is not None or asyncio.current_task() in self._standing
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
+        # From 3.12 on settrace looks whether any frame wants opcodes, and forgets them where none does yet.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._called)
         sys.setprofile(self._profiled)
         try:
@@ -111,7 +114,7 @@ class Meter:
         return part
 
     def _called(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if self._skipped is not None:
+        if self.is_skipping:
             return None
         part = self._part(frame.f_code)
         if part == _OWN:
@@ -142,7 +145,7 @@ class Meter:
         return self._skip
 
     def _profiled(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "c_call" and self._skipped is None and (part := self._part(frame.f_code)):
+        if event == "c_call" and not self.is_skipping and (part := self._part(frame.f_code)):
             self.c_calls[part] += 1
 
 
@@ -218,6 +221,7 @@ class _Bench:
         self._redis: Counter[str] = Counter()
         self._statements = 0
         self._meter = Meter()
+        self._meter.leave_out(asyncio.all_tasks() - {asyncio.current_task()})
         self._clients = [self._client() for _ in range(WAVE)]
         self._count_stores()
 

@@ -1,7 +1,7 @@
 """Where a worker's time goes: ``python -m bench.profile_hot_path`` puts it under load and prints its hottest functions.
 
 How it looks inside, and what that distorts, is told in ``bench/profile_hook/sitecustomize.py``. ``--stacks FILE``
-writes folded stacks, which every flame graph tool reads.
+writes folded stacks, which every flame graph tool reads; ``--documents`` the table of stages of docs/performance.md.
 """
 
 import contextlib
@@ -13,13 +13,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
+from bench.documents import filled
 from bench.generators import generator_named
-from bench.processes import BenchError, pinned, process_tree, split_cores
+from bench.processes import BenchError, pinned, process_tree, split_cores, user_and_system_s
+from bench.report import as_markdown, as_text
+from bench.stages import stage_table
 from bench.surroundings import started, surroundings
 from bench.targets import CASTGATE, REPOSITORY, ROWS, Command, Place, Row, Target
 
@@ -54,8 +57,17 @@ def _toggle(workers: list[int]) -> None:
         os.kill(worker, signal.SIGUSR2)
 
 
-def _profile(row: Row, kind: str, seconds: float, connections: int, generator_name: str) -> tuple[str, str]:
-    """The generator's figures in a line, and what the profiler wrote (a path's content, or pstats text)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The generator's figures in a line, what the profiler wrote (folded stacks, or pstats' text), µs of a call."""
+
+    line: str
+    text: str
+    user_us: float
+    system_us: float
+
+
+def _profile(row: Row, kind: str, seconds: float, connections: int, generator_name: str) -> Profile:
     cores = split_cores()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="castgate-profile-")))
@@ -74,7 +86,9 @@ def _profile(row: Row, kind: str, seconds: float, connections: int, generator_na
             raise BenchError(f"there is no worker process below {child.name}")
         click.echo(f"profiling for {seconds:g} s …", err=True)
         _toggle(workers)
+        before = user_and_system_s(workers[0])
         sample = generator(url, request, connections, seconds)
+        after = user_and_system_s(workers[0])
         _toggle(workers)
         child.check()
         profile = found / f"{workers[0]}.profile"
@@ -85,10 +99,15 @@ def _profile(row: Row, kind: str, seconds: float, connections: int, generator_na
             time.sleep(POLL_S)
         line = f"{row.title}, profiled: {sample.requests_per_s:,.0f} requests/s, {sample.requests} in all"
         if kind == "calls":
-            text = io.StringIO()
-            pstats.Stats(str(profile), stream=text).sort_stats("tottime").print_stats(60)
-            return line, text.getvalue()
-        return line, profile.read_text()
+            stream = io.StringIO()
+            pstats.Stats(str(profile), stream=stream).sort_stats("tottime").print_stats(60)
+            text = stream.getvalue()
+        else:
+            text = profile.read_text()
+        user_us, system_us = (
+            (later - earlier) / max(1, sample.requests) * 1e6 for earlier, later in zip(before, after, strict=True)
+        )
+        return Profile(line=line, text=text, user_us=user_us, system_us=system_us)
 
 
 def _short(file: str) -> str:
@@ -146,21 +165,39 @@ def _stop(_number: int, _frame: object) -> None:
 @click.option(
     "--stacks", type=click.Path(dir_okay=False, path_type=Path), help="Write folded stacks here (sample only)."
 )
+@click.option("--documents", is_flag=True, help="Write the table of stages in docs/performance.md anew (sample only).")
 def main(
-    row_name: str, kind: str, seconds: float, connections: int, generator: str, top: int, stacks: Path | None
+    row_name: str,
+    kind: str,
+    seconds: float,
+    connections: int,
+    generator: str,
+    top: int,
+    stacks: Path | None,
+    documents: bool,
 ) -> None:
     """Print where a worker's CPU time goes under load."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        line, found = _profile(_ROWS[row_name], kind, seconds, connections, generator)
+        found = _profile(_ROWS[row_name], kind, seconds, connections, generator)
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         sys.exit(130)
-    click.echo(line)
-    click.echo(found if kind == "calls" else hottest(found, top))
-    if stacks is not None and kind == "sample":
-        stacks.write_text(folded_stacks(found))
+    click.echo(found.line)
+    if kind == "calls":
+        click.echo(found.text)
+        return
+    click.echo(hottest(found.text, top))
+    if not found.text:
+        return
+    stages = stage_table(found.text, found.user_us, found.system_us)
+    click.echo("\n" + as_text(stages))
+    if stacks is not None:
+        stacks.write_text(folded_stacks(found.text))
+    if documents:
+        path = REPOSITORY / "docs" / "performance.md"
+        path.write_text(filled(path.read_text(), {f"profile-{row_name}": as_markdown(stages)}))
 
 
 if __name__ == "__main__":

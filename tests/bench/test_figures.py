@@ -9,9 +9,11 @@ import pytest
 
 from bench import report
 from bench.chart import chart
-from bench.documents import DOCUMENTS, update_text
+from bench.documents import DOCUMENTS, filled, names_in, update_text
 from bench.figures import PROMISES, Figures, FiguresError
-from bench.scaling import need_table
+from bench.flat_cost import Part, blocks
+from bench.scaling import BYTES_PER_EVENT, need_table
+from bench.stages import stage_table
 from bench.targets import REPOSITORY
 from tests.bench.figures_made import made, one_round
 
@@ -137,3 +139,36 @@ def test_what_a_load_takes_is_worked_out_from_the_cpu_of_a_cast() -> None:
     # 30, 5 and 10 µs: a core carries 20,000, 120,000 and 60,000 casts a second at six tenths of its time.
     assert line[:5] == ("10,000", "1", "1", "1", "1")
     assert need_table(throughput(castgate=[1.0]))[3][:5] == ("1,000,000", "50", "9", "17", "1")
+
+
+def test_what_grows_is_shown_with_its_ratio_to_the_smallest_size() -> None:
+    part = Part(name="windows", title="windows", figures=("Redis",), rows=[(1, (10.0,)), (8, (25.0,))])
+    assert part.table() == [("windows", "Redis"), ("1", "10.0"), ("8", "25.0 (× 2.50)")]
+
+
+def test_what_stays_flat_is_shown_as_it_was_measured() -> None:
+    text = (REPOSITORY / "docs/performance.md").read_text()
+    figures = json.loads((REPOSITORY / "docs/figures/flat.json").read_text())
+    tables = blocks(figures)
+    assert set(tables) <= set(names_in(text))
+    assert filled(text, tables) == text, "./dev python -m bench.flat_cost --from docs/figures/flat.json --documents"
+    assert figures["bytes_per_ledger_row"] == pytest.approx(BYTES_PER_EVENT, rel=0.2)
+
+
+def test_samples_are_told_apart_by_stage() -> None:
+    upstream, library = f"{REPOSITORY}/gateway/relay/upstream.py", "/lib/site-packages/asyncpg/pool.py"
+    folded = (
+        f"{upstream}\tUpstreamConnection.data_received\t1;{upstream}\tUpstreamConnection.write\t2 3\n"
+        f"{upstream}\tUpstreamConnection.data_received\t1 4\n"
+        f"{REPOSITORY}/gateway/ledger.py\tLedger._write\t1;{library}\tPool.acquire\t2;/lib/abc.py\tcheck\t3 2\n"
+        "/lib/uvloop.py\trun\t1 1\n"
+    )
+    table = stage_table(folded, user_us=15.0, system_us=5.0)
+    assert table[1:] == [
+        ("read and recognise the answer", "40%", "8.0"),
+        ("write the request to the service (send)", "30%", "6.0"),
+        ("ledger", "20%", "4.0"),
+        ("the event loop and all else", "10%", "2.0"),
+        ("all", "", "20.0"),
+        ("of that in the kernel (sockets, polling)", "25%", "5.0"),
+    ]
