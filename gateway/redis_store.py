@@ -46,6 +46,7 @@ ADMIT = read_script(
     "input",
     "accounts",
     "holds",
+    "tiers",
     "limits",
     "limits_fixed_window",
     "limits_sliding_window",
@@ -54,7 +55,7 @@ ADMIT = read_script(
     "settle",
     "admit",
 )
-RESTORE = read_script("input", "accounts", "holds", "limits", "limits_concurrency", "restore")
+RESTORE = read_script("input", "accounts", "holds", "tiers", "limits", "limits_concurrency", "restore")
 JOIN = read_script("join")
 OPENS = read_script("opens")
 FACTS = read_script("facts")
