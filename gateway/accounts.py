@@ -68,6 +68,7 @@ class Account:
         "own",
         "plan",
         "seeded",
+        "seeded_tiers",
         "soft_limits",
         "stored_plan",
         "version",
@@ -87,6 +88,7 @@ class Account:
         # Admission's too, and kept: the generation of Redis' data that was told by us what the account had used.
         self.seeded = 0
         self.watch: object | None = None  # soft limits': how far their thresholds are used
+        self.seeded_tiers: dict[str, int] = {}  # the same for each free tier
 
     def __repr__(self) -> str:
         return f"Account({self.account_id!r}, plan={self.plan!r}, version={self.version})"
@@ -159,7 +161,8 @@ class Accounts:
             self._apply(batch, rows, started)
 
     async def seed(self, wanted: Sequence[tuple[Account, Mapping[str, Window]]]) -> Mapping[str, Mapping[str, int]]:
-        """What each account used in its windows (by ``BudgetLimit.kind``), from counters made where they were missing.
+        """What each account used in its windows (by ``BudgetLimit.kind``), from counters made where they were missing;
+        and what free tiers (``FreeTier.kind``) have counted in theirs.
 
         Reads the facts of the same accounts again. Returns microcents by kind by account id. Raises StoreError while
         Postgres is away, asyncpg.PostgresError; what was seeded before stays.
@@ -171,7 +174,15 @@ class Accounts:
                 (account.account_id, kind, *parts_of(kind), window.start_ms, window.end_ms)
                 for account, windows in batch
                 for kind, window in windows.items()
+                if not kind.startswith("free/")
             ]
+            tiers = [
+                (account.account_id, kind.split("/", 2)[1], kind, window.start_ms, window.end_ms)
+                for account, windows in batch
+                for kind, window in windows.items()
+                if kind.startswith("free/")
+            ]
+            counted: list[asyncpg.Record] = []
             counters: list[int] = []
             started = self._clock()
             async with self._database.connection() as connection:
@@ -182,6 +193,8 @@ class Accounts:
                     counters = await connection.fetchval(
                         QUERIES["seed_usage"], account_ids, periods, zones, week_starts, starts, ends
                     )
+                if tiers:
+                    counted = await connection.fetch(QUERIES["free_units_used"], *zip(*tiers, strict=True))
             self._apply([account for account, _ in batch], rows, started)
             for account, _ in batch:
                 used.setdefault(account.account_id, {})
@@ -193,6 +206,8 @@ class Accounts:
                     for (account_id, kind, _, _, _, start_ms, end_ms), microcents in zip(asked, counters, strict=True)
                 ]
             )
+            for (account_id, _, kind, *_), row in zip(tiers, counted, strict=True):
+                used[account_id][kind] = row["used_units"]
         return used
 
     def rules_changed(self) -> None:

@@ -204,6 +204,8 @@ class Admission:
             shape = Shape(policy, rules.plan_of(plan) if account is not None else None)
             self._shapes[id(policy), plan] = shape
         ask.shape = shape
+        if shape.tier is not None:
+            ask.units = shape.tier.hold_units
         ask.hold_id = event_id() if ask.hold_microcents > 0 or shape.has_slots else ""
         if account is None:
             ask.known = None
@@ -215,6 +217,8 @@ class Admission:
                 if known is None:
                     return
             lane = ask.lane = known.lane
+            if shape.tier is not None:
+                known = known.of_tier(account, shape, shape.tier, lane.now_ms)
             ask.known = known
             is_doubtful = known.generation != lane.generation or 0 < known.rolling_until_s < self._loop.time()
             if is_doubtful and lane.state >= HANDOVER:
@@ -299,8 +303,11 @@ class Admission:
         assert account is not None, "only rate limits can refuse a call without an account"
         assert known is not None
         if code == _BUDGET:
-            self._tell(ask, self._exhausted(ask, outcome[1], outcome[2], now_ms))
-        elif account.admission is not known:  # more was learnt meanwhile, for another ask
+            need = outcome[3] if len(outcome) > 3 else ask.hold_microcents
+            self._tell(ask, self._exhausted(ask, outcome[1], outcome[2], need, now_ms))
+        elif not isinstance(account.admission, Known) or not account.admission.has(
+            known
+        ):  # more was learnt meanwhile, for another ask
             self._again(ask)
         elif code == _STALE:
             self._stale(ask, outcome[1])
@@ -341,9 +348,9 @@ class Admission:
             return False
         return ask.doubts < (1 if taken <= known.limits[place].hard_limit_microcents else DOUBTS_MAX)
 
-    def _exhausted(self, ask: Ask, place: int, taken: int, now_ms: int) -> BudgetExceeded:
+    def _exhausted(self, ask: Ask, place: int, taken: int, need: int, now_ms: int) -> BudgetExceeded:
         assert ask.known is not None
-        verdict = _budget_exceeded(ask, ask.known, place, taken, now_ms)
+        verdict = _budget_exceeded(ask.known, place, taken, need, now_ms)
         ask.known.exhausted = verdict
         return verdict
 
@@ -381,17 +388,24 @@ class Admission:
             lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
             lane.settle_soon()
 
-    def finished(self, hold: Hold, actual_microcents: int) -> None:
-        """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger."""
+    def finished(self, hold: Hold, actual_microcents: int, units: int = 0) -> None:
+        """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger.
+
+        Under a free tier that is its price, and ``units`` are what it counts there.
+        """
         ask = self._open.get(hold.hold_id)
         if ask is None:
             return
-        if actual_microcents != hold.amount_microcents or ask.shape.has_slots:
+        tier = ask.shape.tier
+        if tier is not None:
+            units = tier.held_units(units, actual_microcents)
+        if actual_microcents != hold.amount_microcents or units != ask.units or ask.shape.has_slots:
             ask.hold_microcents = actual_microcents
+            ask.units = units
             if ask.in_memory and not ask.has_ended:
                 self.ladder.ended(ask)
             ask.has_ended = True
-            ask.lane.settled.adjust(hold.hold_id, actual_microcents)
+            ask.lane.settled.adjust(hold.hold_id, actual_microcents if tier is None else (actual_microcents, units))
             if actual_microcents > hold.amount_microcents:
                 ask.lane.settle_at_once()  # its client may be calling again already, and another worker
             else:
@@ -403,7 +417,7 @@ class Admission:
         now_ms = self._lanes[0].now_ms
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
             lane = self._lane_of(account_id)
-            if end_ms > now_ms:
+            if end_ms > now_ms or kind[0] == "f":  # calls of a free tier's last window may yet be under way
                 lane.settled.use(account_id, kind, start_ms, used_microcents)
                 touched.add(lane)
         if self.ladder.has_rows:
@@ -521,13 +535,13 @@ def _rate_limited(ask: Ask, place: int, wait_ms: int) -> RateLimited:
     )
 
 
-def _budget_exceeded(ask: Ask, known: Known, place: int, taken: int, now_ms: int) -> BudgetExceeded:
+def _budget_exceeded(known: Known, place: int, taken: int, need: int, now_ms: int) -> BudgetExceeded:
     limit, window = known.limits[place], known.windows[place]
     return BudgetExceeded(
         period=limit.period,
         limit_microcents=limit.hard_limit_microcents,
         used_microcents=taken,
-        cost_microcents=ask.hold_microcents,
+        cost_microcents=need,
         resets_ms=None if window.end_ms >= FOREVER_MS else window.end_ms,
         now_ms=now_ms,
     )

@@ -12,11 +12,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.free_tier import FreeTier
 from gateway.policy.periods import Window, window_at
 from gateway.policy.rate_limit_fields import told_places
 from gateway.policy.rules import Plan, Policy
 from gateway.policy.verdicts import BudgetExceeded, LimitLeft, Verdict
 from gateway.policy.weights import usual_weight
+from gateway.usage_events import Terms, terms_at
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -27,6 +29,7 @@ _LETTERS = {"fixed_window": "f", "sliding_window": "s", "token_bucket": "t", "co
 # What may stand in JSON and in a key as it is. Anything else (long, not ASCII, not even Unicode) goes as its digest:
 # one strange header must not spoil the batch that it travels in.
 _plain = re.compile(r"[!#-\[\]-~]{1,128}").fullmatch
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(slots=True, eq=False)
@@ -44,11 +47,13 @@ class Ask:
     rate_keys: tuple[str, ...]
     done: Callable[[Verdict], None]
     weights: tuple[int, ...] | None = None
+    key: str = ""  # a digest of the call's idempotency key
     # Admission's own from here on.
     lane: "Lane" = field(init=False)
     known: "Known | None" = field(init=False)
     shape: "Shape" = field(init=False)
     hold_id: str = field(init=False)  # blank where nothing is to be held
+    units: int = field(init=False, default=0)  # of the policy's free tier, that it counts at most, or is known to count
     retries: int = field(init=False, default=0)
     doubts: int = field(init=False, default=0)  # how often a refusal was not taken at its word
     # Of one that holds something, from its admission to its settling.
@@ -67,7 +72,18 @@ class Ask:
         """The hold as ``lua/restore.lua`` wants it."""
         account = "" if self.account is None else self.account.account_id
         slots = [] if self.has_ended else self.shape.slot_keys(self.rate_keys)
-        return [self.hold_id, account, self.hold_microcents, self.admitted_ms, self.policy.name, slots]
+        row: list[object] = [self.hold_id, account, self.hold_microcents, self.admitted_ms, self.policy.name, slots]
+        terms = self.terms(self.admitted_ms)
+        if terms is not None:
+            tier = self.shape.tier
+            row += [[False if term is None else term for term in terms], *(tier.price if tier is not None else (0, 1))]
+        return row
+
+    def terms(self, at_ms: int) -> Terms | None:
+        """What the ledger must know of a call that is admitted at ``at_ms``; None for nearly all."""
+        if self.shape.tier is None and not self.key:
+            return None
+        return terms_at(self.policy, at_ms, self.units, self.key)
 
 
 class _Named:
@@ -93,6 +109,7 @@ class Known(_Named):
     """What admission remembers of an account: its windows now, and the text that says so to the script."""
 
     __slots__ = (
+        "_of_tiers",
         "account_id",
         "exhausted",
         "generation",
@@ -108,6 +125,7 @@ class Known(_Named):
     ) -> None:
         self.account_id = account.account_id
         self.lane = lane
+        self._of_tiers: dict[str, KnownOfTier] | None = None
         # Of another generation: what Redis has of it may be from an old snapshot, and it is seeded first.
         self.generation = lane.generation if rolling_until_s else account.seeded
         self.version = account.version
@@ -122,11 +140,45 @@ class Known(_Named):
             for limit, window in zip(self.limits, windows, strict=True)
         ]
         entry = [account.account_id, self.version, rows, *([1] if rolling_until_s else [])]
-        super().__init__(json.dumps(entry, separators=(",", ":")))
+        super().__init__(_json(entry))
+
+    def has(self, known: "Known") -> bool:
+        """Whether ``known`` is this, or this with a free tier."""
+        return known is self or (self._of_tiers is not None and known in self._of_tiers.values())
+
+    def of_tier(self, account: "Account", shape: "Shape", tier: FreeTier, at_ms: int) -> "KnownOfTier":
+        """The same with the free tier of ``shape``, in the window that holds ``at_ms``."""
+        if self._of_tiers is None:
+            self._of_tiers = {}
+        known = self._of_tiers.get(shape.tier_kind)
+        if known is None or known.tier is not tier:
+            known = self._of_tiers[shape.tier_kind] = KnownOfTier(self, account, shape, tier, at_ms)
+        return known
 
     def covers(self, at_ms: int) -> bool:
         """Whether these are still the windows."""
         return all(window.start_ms <= at_ms < window.end_ms for window in self.windows)
+
+
+class KnownOfTier(Known):
+    """The same for calls under a policy with a free tier, whose window goes with the account's."""
+
+    __slots__ = ("tier", "window")
+
+    def __init__(self, base: Known, account: "Account", shape: "Shape", tier: FreeTier, at_ms: int) -> None:
+        super().__init__(account, base.lane, base.windows, base.rolling_until_s)
+        self.tier = tier
+        self.window = tier.window_at(at_ms)
+        if not base.rolling_until_s:
+            # Each count is told to Redis by itself: one that was not told may be there from an old snapshot.
+            self.generation = min(base.generation, account.seeded_tiers.get(shape.tier_kind, 0))
+        row = [shape.tier_kind, self.window.start_ms, self.window.end_ms, tier.units, *tier.price]
+        entry = json.loads(self.text)
+        entry[3:] = [1 if base.rolling_until_s else 0, row]
+        self.text = _json(entry)
+
+    def covers(self, at_ms: int) -> bool:
+        return self.window.start_ms <= at_ms < self.window.end_ms and super().covers(at_ms)
 
 
 def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
@@ -137,10 +189,12 @@ def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
 class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy", "weights")
+    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy", "tier", "tier_kind", "weights")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
+        self.tier = policy.cost.free if plan is not None else None  # who has no plan is nobody we know
+        self.tier_kind = "" if self.tier is None else self.tier.kind(policy.name)
         overrides: Mapping[str, int] = plan.rate_limits if plan else {}
         self.limits = tuple(overrides.get(limit.name, limit.limit) for limit in policy.rate_limits)
         self.weights = tuple(usual_weight(limit.weight) for limit in policy.rate_limits)
@@ -157,8 +211,8 @@ class Shape(_Named):
         for place in told_places(policy):
             limit = policy.rate_limits[place]
             self._told.append((place, (limit.name, self.limits[place], limit.window_ms)))
-        tells = [1] if self._told else []
-        super().__init__(json.dumps([policy.name, rows, self.weights, *tells], separators=(",", ":")))
+        more = [int(bool(self._told)), policy.idempotency.life_ms] if policy.idempotency else [1] if self._told else []
+        super().__init__(_json([policy.name, rows, self.weights, *more]))
 
     def left(self, told: Sequence[int]) -> tuple[LimitLeft, ...]:
         """What an admitted call hears of its limits; ``told`` is what the script says of all: left, ms, left, ms, …"""
@@ -188,6 +242,7 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
                 and ask.hold_microcents == first.hold_microcents
                 and ask.rate_keys == first.rate_keys
                 and ask.weights == first.weights
+                and ask.key == first.key
             ):
                 hold_ids.append(ask.hold_id)
                 continue
@@ -210,7 +265,8 @@ def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str],
     values = "0" if is_own else f"[{_quoted(keys)}]"
     weights = "0" if ask.weights is None else f"[{','.join(map(str, ask.weights))}]"
     ids = '","'.join(hold_ids)
-    return f'[{account},{ask.hold_microcents},{shape},{weights},{values},["{ids}"]]'
+    terms = f',{ask.units},"{ask.key}"' if ask.key else f",{ask.units}" if ask.units else ""
+    return f'[{account},{ask.hold_microcents},{shape},{weights},{values},["{ids}"]{terms}]'
 
 
 def key_value(value: str) -> str:

@@ -49,7 +49,7 @@ class Ladder:
         lanes: Sequence[Lane],
         holds: Callable[[], Sequence[Ask]],
         admit: Callable[[Ask, int], Verdict],
-        budget_exceeded: Callable[[Ask, int, int, int], Verdict],
+        budget_exceeded: Callable[[Ask, int, int, int, int], Verdict],
         rate_limited: Callable[[Ask, int, int], Verdict],
         stale: Callable[[Ask, int], None],
         tell: Callable[[Ask, Verdict], None],
@@ -219,7 +219,8 @@ class Ladder:
 
     def _decided(self, asks: Sequence[Ask], row: asyncpg.Record) -> None:
         now_ms: int = row["now_ms"]
-        for ask, code, place, detail in zip(asks, row["outcomes"], row["places"], row["details"], strict=True):
+        answers = zip(row["outcomes"], row["places"], row["details"], row["needs"], strict=True)
+        for ask, (code, place, detail, need) in zip(asks, answers, strict=True):
             denial = ask.rate_denial
             if code == 0 and denial is None:
                 self._outcomes["admitted"].add()
@@ -233,7 +234,7 @@ class Ladder:
                 self._stale(ask, detail)
             elif code == _BUDGET:
                 self._outcomes["budget"].add()
-                self._tell(ask, self._budget_exceeded(ask, place, detail, now_ms))
+                self._tell(ask, self._budget_exceeded(ask, place, detail, need, now_ms))
             else:
                 assert denial is not None
                 self._outcomes["rate"].add()

@@ -68,4 +68,6 @@ def still_exhausted(ask: Ask, now_ms: int) -> BudgetExceeded | None:
     last = known.exhausted if known is not None and ask.hold_microcents > 0 else None
     if last is None or (last.resets_ms is not None and now_ms >= last.resets_ms):
         return None
+    if ask.shape.tier is not None:
+        return replace(last, now_ms=now_ms)
     return replace(last, cost_microcents=ask.hold_microcents, now_ms=now_ms)

@@ -17,6 +17,7 @@ dead worker's book until the ledger has the event; if its finder dies too, the n
 """
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ import structlog
 from gateway.database import QUERIES, StoreError
 from gateway.ledger import UsageEvent
 from gateway.redis_store import RedisLostError
+from gateway.usage_events import Terms
 
 if TYPE_CHECKING:
     from gateway.admission_lane import Lane
@@ -98,7 +100,10 @@ class Orphans:
                 continue
             self.pending_rows.add(hold_id)
             found += 1
-            self._charge(hold_id, row["account_id"], row["amount_microcents"], row["admitted_ms"], row["policy"])
+            terms = Terms(*(row[name] for name in Terms._fields))
+            self._charge(
+                hold_id, row["account_id"], row["amount_microcents"], row["admitted_ms"], row["policy"], _or_none(terms)
+            )
         if found:
             _log.warning("orphans_found", worker="in postgres", holds=found)
         return found
@@ -121,10 +126,17 @@ class Orphans:
         while True:
             reply = await lane.orphans(silent_ms, worker_id, cursor, PAGE)
             cursor = _text(reply[0])
-            for at in range(1, len(reply), 5):
-                hold_id, account_id, amount, admitted_ms, policy = reply[at : at + 5]
+            for at in range(1, len(reply), 6):
+                hold_id, account_id, amount, admitted_ms, policy, terms = reply[at : at + 6]
                 found += self._take_up(
-                    lane, worker_id, _text(hold_id), _text(account_id), int(amount), int(admitted_ms), _text(policy)
+                    lane,
+                    worker_id,
+                    _text(hold_id),
+                    _text(account_id),
+                    int(amount),
+                    int(admitted_ms),
+                    _text(policy),
+                    _terms_in(_text(terms)),
                 )
             if cursor == "0":
                 break
@@ -133,7 +145,15 @@ class Orphans:
         return found
 
     def _take_up(
-        self, lane: "Lane", worker_id: str, hold_id: str, account_id: str, amount: int, admitted_ms: int, policy: str
+        self,
+        lane: "Lane",
+        worker_id: str,
+        hold_id: str,
+        account_id: str,
+        amount: int,
+        admitted_ms: int,
+        policy: str,
+        terms: Terms | None,
     ) -> bool:
         if hold_id in self.pending:
             return False
@@ -143,10 +163,12 @@ class Orphans:
             self._voided.add()
             return True
         self.pending[hold_id] = worker_id
-        self._charge(hold_id, account_id, amount, admitted_ms, policy)
+        self._charge(hold_id, account_id, amount, admitted_ms, policy, terms)
         return True
 
-    def _charge(self, hold_id: str, account_id: str, amount: int, admitted_ms: int, policy: str) -> None:
+    def _charge(
+        self, hold_id: str, account_id: str, amount: int, admitted_ms: int, policy: str, terms: Terms | None
+    ) -> None:
         self._append(
             UsageEvent(
                 event_id=hold_id,
@@ -158,8 +180,18 @@ class Orphans:
                 outcome="expired",
                 cast_id=None,
                 request_id=None,
+                terms=terms,
             )
         )
+
+
+def _or_none(terms: Terms) -> Terms | None:
+    return terms if any(terms) else None
+
+
+def _terms_in(text: str) -> Terms | None:
+    """As ``lua/orphans.lua`` gives them; blank where there are none."""
+    return _or_none(Terms(*(None if part is False else part for part in json.loads(text)))) if text else None
 
 
 def _text(value: bytes | int) -> str:

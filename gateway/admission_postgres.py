@@ -34,6 +34,7 @@ from gateway.accounts import parts_of
 from gateway.breaker import PAUSE_MAX_S, Breaker
 from gateway.database import QUERIES, Database, StoreError
 from gateway.fleet import SILENT_S
+from gateway.usage_events import Terms
 
 if TYPE_CHECKING:
     from gateway.admission_batch import Ask
@@ -53,6 +54,8 @@ BATCH_MAX = 200
 RELEASE_DELAY_S = 0.005
 # After the last batch: longer than the server lets a statement run that nobody waits for any more.
 CLEAN_AGAIN_S = 3.0
+
+_NO_TERMS = Terms()
 
 _log = structlog.get_logger()
 
@@ -228,6 +231,7 @@ class PostgresRung:
                 [ask.admitted_ms for ask in asks],
                 [ask.policy.name for ask in asks],
                 self.state != OFF,
+                *_columns_of_terms([ask.terms(ask.admitted_ms) for ask in asks]),
             )
         finally:
             self._telling = False
@@ -250,7 +254,9 @@ class PostgresRung:
             for pause_s in (0.0, CLEAN_AGAIN_S):
                 if not await self._stays_off(pause_s):
                     return False
-                await database.execute(QUERIES["tell_holds"], self._worker_id, [], [], [], [], [], False)
+                await database.execute(
+                    QUERIES["tell_holds"], self._worker_id, [], [], [], [], [], False, *_columns_of_terms([])
+                )
         except (StoreError, asyncpg.PostgresError) as error:
             _log.debug("holds_left_in_postgres", error=str(error))
             await self._stays_off(PAUSE_MAX_S)
@@ -285,9 +291,14 @@ class PostgresRung:
         self._flight_deadline_s = batch[0][0]
         released, self._released = self._released, []
         columns = columns_of(asks, [self._is_denied(ask) for ask in asks])
+        terms = [ask.terms(ask.lane.now_ms) for ask in asks]
+        query = "admit"
+        if any(terms):
+            query = "admit_on_terms"
+            columns += _columns_of_terms(terms)
         try:
             row = await database.fetchrow(
-                QUERIES["admit"], self._worker_id, released, *columns, timeout_s=self._timeout_s
+                QUERIES[query], self._worker_id, released, *columns, timeout_s=self._timeout_s
             )
             assert row is not None, "a function with OUT parameters gives one row"
             if self._flight:  # else they have waited for too long, and the next tell_holds undoes this
@@ -369,4 +380,10 @@ def columns_of(asks: Sequence["Ask"], denied: Sequence[bool]) -> list[list[objec
         [ask.hold_microcents for ask in asks],
         [ask.policy.name for ask in asks],
         list(denied),
+    ]
+
+
+def _columns_of_terms(terms: Sequence[Terms | None]) -> list[list[object]]:
+    return [list(column) for column in zip(*(one or _NO_TERMS for one in terms), strict=True)] or [
+        [] for _ in Terms._fields
     ]

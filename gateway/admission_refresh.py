@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import asyncpg
 import structlog
 
-from gateway.accounts import NOT_LOADED
+from gateway.accounts import NOT_LOADED, parts_of
 from gateway.admission_batch import Ask, Known, windows_at
-from gateway.admission_settle import Seed
+from gateway.admission_settle import Seed, Usage
 from gateway.database import StoreError
-from gateway.policy.periods import Window
+from gateway.policy.periods import Window, window_at
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -132,9 +132,12 @@ class Refresh:
         for waiting in batch:
             limits = waiting.account.limits
             windows = windows_at(limits, waiting.lane.now_ms)
-            wanted.append(
-                (waiting.account, {limit.kind: window for limit, window in zip(limits, windows, strict=True)})
-            )
+            kinds = {limit.kind: window for limit, window in zip(limits, windows, strict=True)}
+            # Also those of other calls: until Redis is told what they have used, all their holds count at their price.
+            names = {ask.shape.tier_kind for ask in waiting.asks} | waiting.account.seeded_tiers.keys()
+            for kind in names - {""}:
+                kinds[kind] = window_at(*parts_of(kind.split("/", 2)[2]), waiting.lane.now_ms)
+            wanted.append((waiting.account, kinds))
         try:
             used = await self._facts.seed(wanted)
         except (StoreError, asyncpg.PostgresError) as error:
@@ -144,7 +147,10 @@ class Refresh:
             return
         for waiting, (account, windows_of), generation in zip(batch, wanted, generations, strict=True):
             sums = used[account.account_id]
-            usage = {kind: (windows_of[kind].start_ms, microcents) for kind, microcents in sums.items()}
+            usage: Usage = {}
+            tiers: Usage = {}
+            for kind, amount in sums.items():
+                (tiers if kind.startswith("free/") else usage)[kind] = windows_of[kind].start_ms, amount
             waiting.lane.settled.seed(
                 Seed(
                     account_id=account.account_id,
@@ -152,8 +158,10 @@ class Refresh:
                     usage=usage,
                     exactly=waiting.exactly,
                     alone=account.seeded != generation,
+                    tiers=tiers,
                 )
             )
+            account.seeded_tiers.update(dict.fromkeys(tiers, generation))
             account.admission = None
             account.seeded = generation
             self._retry(waiting)

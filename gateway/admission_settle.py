@@ -30,6 +30,7 @@ class Seed:
     usage: Usage
     exactly: bool = False
     alone: bool = False
+    tiers: Usage = field(default_factory=dict)  # what free tiers have counted, in units
 
 
 @dataclass(slots=True)
@@ -38,9 +39,11 @@ class Settled:
 
     seeds: list[Seed] = field(default_factory=list)
     usages: dict[str, Usage] = field(default_factory=dict)
-    adjusts: dict[str, int] = field(default_factory=dict)  # hold id -> actual microcents
+    # hold id -> actual microcents; under a free tier with units
+    adjusts: dict[str, int | tuple[int, int]] = field(default_factory=dict)
     posted: dict[str, list[str]] = field(default_factory=dict)  # worker id -> hold ids
     voided: dict[str, list[str]] = field(default_factory=dict)
+    tiers: dict[str, Usage] = field(default_factory=dict)  # as usages
     count: int = 0
     dropped: int = 0
 
@@ -51,24 +54,25 @@ class Settled:
 
     def use(self, account_id: str, kind: str, start_ms: int, used_microcents: int) -> None:
         """The ledger was written. Of one account's window the newest start and the highest sum count."""
-        usage = self.usages.get(account_id)
+        usages = self.tiers if kind[0] == "f" else self.usages  # free/…, and else daily/… to total/…
+        usage = usages.get(account_id)
         if usage is None:
             if self._is_full():
                 return
-            usage = self.usages[account_id] = {}
+            usage = usages[account_id] = {}
         present = usage.get(kind)
         if present is None:
             self.count += 1
         if present is None or present < (start_ms, used_microcents):
             usage[kind] = (start_ms, used_microcents)
 
-    def adjust(self, hold_id: str, actual_microcents: int) -> None:
-        """A call of this worker has ended, and costs so much."""
+    def adjust(self, hold_id: str, actual: int | tuple[int, int]) -> None:
+        """A call of this worker has ended, and costs so many microcents; under a free tier, and holds so many units."""
         if hold_id not in self.adjusts:
             if self._is_full():
                 return
             self.count += 1
-        self.adjusts[hold_id] = actual_microcents
+        self.adjusts[hold_id] = actual
 
     def remove(self, worker_id: str, hold_ids: Iterable[str], *, posted: bool) -> None:
         """Holds of a worker that are over: posted to the ledger, or voided."""
@@ -89,18 +93,19 @@ class Settled:
     def take(self) -> "Settled":
         """Items for one call, taken out; in the order in which they have to be told."""
         if self.count <= ITEMS_PER_CALL_MAX:
-            taken = Settled(self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.count)
-            self.seeds, self.usages, self.adjusts, self.posted, self.voided = [], {}, {}, {}, {}
+            taken = Settled(self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.tiers, self.count)
+            self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.tiers = [], {}, {}, {}, {}, {}
             self.count = 0
             return taken
         taken = Settled()
         while self.seeds and taken.count < ITEMS_PER_CALL_MAX:
             taken.seed(self.seeds.pop(0))
         # Usage before the removal of the holds it contains: in between, no call may see less than was spent.
-        while self.usages and taken.count < ITEMS_PER_CALL_MAX:
-            account_id = next(iter(self.usages))
-            usage = taken.usages[account_id] = self.usages.pop(account_id)
-            taken.count += len(usage)
+        for usages, taken_usages in ((self.tiers, taken.tiers), (self.usages, taken.usages)):
+            while usages and taken.count < ITEMS_PER_CALL_MAX:
+                account_id = next(iter(usages))
+                usage = taken_usages[account_id] = usages.pop(account_id)
+                taken.count += len(usage)
         while self.adjusts and taken.count < ITEMS_PER_CALL_MAX:
             hold_id = next(iter(self.adjusts))
             taken.adjust(hold_id, self.adjusts.pop(hold_id))
@@ -117,9 +122,9 @@ class Settled:
     def put_back(self, taken: "Settled") -> None:
         """What ``take`` gave was perhaps not told."""
         for seed in taken.seeds:
-            for kind, (start_ms, used) in seed.usage.items():
+            for kind, (start_ms, used) in (*seed.usage.items(), *seed.tiers.items()):
                 self.use(seed.account_id, kind, start_ms, used)
-        for account_id, usage in taken.usages.items():
+        for account_id, usage in (*taken.tiers.items(), *taken.usages.items()):
             for kind, (start_ms, used) in usage.items():
                 self.use(account_id, kind, start_ms, used)
         for hold_id, actual in taken.adjusts.items():
@@ -136,6 +141,7 @@ class Settled:
             return ""
         seeds = [
             [seed.account_id, seed.version, _rows(seed.usage), int(seed.exactly), int(seed.alone)]
+            + ([_rows(seed.tiers)] if seed.tiers else [])
             for seed in self.seeds
         ]
         usages = [[account_id, _rows(usage)] for account_id, usage in self.usages.items()]
@@ -144,7 +150,10 @@ class Settled:
             for waiting, flag in ((self.posted, 1), (self.voided, 0))
             for worker_id, ids in waiting.items()
         ]
-        return _json([seeds, usages, list(self.adjusts.items()), removes])
+        parts = [seeds, usages, list(self.adjusts.items()), removes]
+        if self.tiers:
+            parts.append([[account_id, _rows(usage)] for account_id, usage in self.tiers.items()])
+        return _json(parts)
 
     def _is_full(self) -> bool:
         if self.count < ITEMS_MAX:

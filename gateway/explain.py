@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 EXPLAIN = read_script(
     "input",
     "accounts",
+    "tiers",
     "limits",
     "limits_fixed_window",
     "limits_sliding_window",

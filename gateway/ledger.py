@@ -40,7 +40,7 @@ import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
-from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id
+from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, terms_of
 
 if TYPE_CHECKING:
     from gateway.config.settings import Ledger as LedgerSettings
@@ -318,12 +318,12 @@ class Ledger:
 
     async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
+        terms = terms_of(events)
+        query = "record_usage_of_holds" if self.has_holds() else "record_usage"
+        if terms is not None:
+            query = "record_usage_on_terms"
         row = await self._database.fetchrow(
-            QUERIES["record_usage_of_holds" if self.has_holds() else "record_usage"],
-            *columns_of(events),
-            self._cast_cost_sql,
-            late_ids,
-            late_costs,
+            QUERIES[query], *columns_of(events), self._cast_cost_sql, late_ids, late_costs, *(terms or ())
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row

@@ -51,23 +51,57 @@ SELECT * FROM castgate_record_usage(
     $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
 
+-- name: record_usage_on_terms
+-- The same for batches in which an event has terms ($13 to $19, see castgate_settle_terms); their holds go in any case.
+WITH gone AS (
+    DELETE FROM usage_holds WHERE id = ANY($1::text::uuid[])
+)
+SELECT * FROM castgate_record_usage(
+    $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12,
+    $13::text::text[], $14::text::bigint[], $15::text::bigint[], $16::text::bigint[], $17::text::bigint[],
+    $18::text::text[], $19::text::bigint[]
+);
+
 -- name: admit
 -- Admission while Redis cannot decide: a batch of calls as columns; migrations/0009_usage_holds.sql says what they are.
 SELECT * FROM castgate_admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
 
+-- name: admit_on_terms
+-- The same for batches in which a call has terms ($17 to $23, as columns too).
+SELECT * FROM castgate_admit(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23
+);
+
+-- name: free_units_used
+-- What free tiers have counted: $1 accounts, $2 policies, $3 kinds, $4 and $5 start and end of the window in ms, in the order
+-- asked. Makes no row: what is committed now is all that is asked.
+SELECT castgate_used_units(
+           asked.account_id, asked.policy, asked.kind,
+           timestamptz 'epoch' + asked.start_ms * interval '1 millisecond',
+           timestamptz 'epoch' + asked.end_ms * interval '1 millisecond'
+       ) AS used_units
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
+     WITH ORDINALITY AS asked(account_id, policy, kind, start_ms, end_ms, place)
+ORDER BY asked.place;
+
 -- name: tell_holds
 -- Makes the holds of a worker ($1) exactly those that it knows: $2 ids, $3 accounts, $4 amounts, $5 admitted at, ms, $6
--- policies; $7 says whether it goes on to keep them here.
+-- policies, $8 to $14 their terms; $7 says whether it goes on to keep them here.
 WITH gone AS (
     DELETE FROM usage_holds WHERE worker_id = $1 AND id <> ALL($2::uuid[])
 ), said AS (
     INSERT INTO gateway_workers AS known (worker_id, in_postgres) VALUES ($1, $7)
     ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), in_postgres = excluded.in_postgres
 )
-INSERT INTO usage_holds AS hold (id, account_id, amount_microcents, admitted_at, policy, worker_id)
-SELECT told.id, told.account_id, told.amount, timestamptz 'epoch' + told.ms * interval '1 millisecond', told.policy, $1
-FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::text[]) AS told(id, account_id, amount, ms, policy)
-ON CONFLICT (id) DO UPDATE SET amount_microcents = excluded.amount_microcents;
+INSERT INTO usage_holds AS hold (id, account_id, amount_microcents, admitted_at, policy, worker_id, free_kind, free_start_ms,
+                                 free_end_ms, units, free_limit, key, key_life_ms)
+SELECT told.id, told.account_id, told.amount, timestamptz 'epoch' + told.ms * interval '1 millisecond', told.policy, $1,
+       told.free_kind, told.free_start_ms, told.free_end_ms, told.units, told.free_limit, told.key, told.key_life_ms
+FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $8::text[], $9::bigint[], $10::bigint[],
+            $11::bigint[], $12::bigint[], $13::text[], $14::bigint[])
+     AS told(id, account_id, amount, ms, policy, free_kind, free_start_ms, free_end_ms, units, free_limit, key, key_life_ms)
+ON CONFLICT (id) DO UPDATE SET amount_microcents = excluded.amount_microcents, units = excluded.units;
 
 -- name: forget_holds
 -- Holds ($1 uuid[]) that are over.
@@ -75,11 +109,12 @@ DELETE FROM usage_holds WHERE id = ANY($1::uuid[]);
 
 -- name: held_by_account
 -- What an account ($1) holds by what Postgres knows.
-SELECT coalesce(sum(amount_microcents), 0)::bigint FROM usage_holds WHERE account_id = $1;
+SELECT castgate_held($1);
 
 -- name: orphaned_holds
 -- At most $3 holds of workers that were not seen for $2 seconds, other than $1.
-SELECT replace(hold.id::text, '-', '') AS id, account_id, amount_microcents, (extract(epoch FROM admitted_at) * 1000)::bigint AS admitted_ms, policy
+SELECT replace(hold.id::text, '-', '') AS id, account_id, amount_microcents, (extract(epoch FROM admitted_at) * 1000)::bigint AS admitted_ms, policy,
+       free_kind, free_start_ms, free_end_ms, units, free_limit, key, key_life_ms
 FROM usage_holds AS hold
 WHERE worker_id <> $1 AND NOT EXISTS (
     SELECT FROM gateway_workers AS worker
@@ -487,6 +522,10 @@ FROM unnest($1::uuid[]) AS asked(id)
 CROSS JOIN LATERAL (
     SELECT id FROM usage_events WHERE id = asked.id AND recorded_at < now() - interval '5 seconds' LIMIT 1
 ) AS event;
+
+-- name: repair_units
+-- Reconcile: what free tiers of accounts ($1) have counted becomes the sum of the events' units; how many were wrong.
+SELECT castgate_repair_units($1);
 
 -- name: repair_usage
 -- Reconcile: the counters of accounts ($1) become the sums of their events; how many were wrong.

@@ -44,6 +44,7 @@ ADMIT = read_script(
     "input",
     "accounts",
     "holds",
+    "tiers",
     "limits",
     "limits_fixed_window",
     "limits_sliding_window",
@@ -52,7 +53,7 @@ ADMIT = read_script(
     "settle",
     "admit",
 )
-RESTORE = read_script("input", "accounts", "holds", "limits", "limits_concurrency", "restore")
+RESTORE = read_script("input", "accounts", "holds", "tiers", "limits", "limits_concurrency", "restore")
 JOIN = read_script("join")
 OPENS = read_script("opens")
 FACTS = read_script("facts")

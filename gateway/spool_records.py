@@ -14,13 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
-from gateway.usage_events import UsageEvent
+from gateway.usage_events import Terms, UsageEvent
 
 MARK = b"\xc5CG1"
 _HEAD = struct.Struct("<4sII")  # mark, length, checksum
 _LENGTH = struct.Struct("<I")
 # Of one payload. An event has some 200 bytes; its longest part by far is a request id that a client made.
 PAYLOAD_BYTES_MAX = 1024 * 1024
+# What every version has written; terms follow where a call has any.
+_PLAIN_FIELDS = len(UsageEvent._fields) - 1
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -79,15 +81,21 @@ def event_of(payload: bytes) -> UsageEvent:
     """The event of a record. Raises ValueError where another version of this program wrote something else."""
     fields = json.loads(payload)
     kinds = [type(field) for field in fields]
-    if kinds[:7] != [str, str, str, int, int, int, str] or len(fields) != len(UsageEvent._fields):
+    if kinds[:7] != [str, str, str, int, int, int, str] or len(fields) not in (_PLAIN_FIELDS, _PLAIN_FIELDS + 1):
         raise ValueError("not an event")
-    return UsageEvent(*fields)
+    if len(fields) == _PLAIN_FIELDS:
+        return UsageEvent(*fields)
+    terms = fields.pop()
+    if not isinstance(terms, list) or len(terms) != len(Terms._fields):
+        raise ValueError("not the terms of an event")
+    return UsageEvent(*fields)._replace(terms=Terms(*terms))
 
 
 def _packed_event(event: UsageEvent) -> bytes:
-    payload = _json(event).encode()
+    payload = _json(event if event.terms else event[:_PLAIN_FIELDS]).encode()
     if len(payload) > PAYLOAD_BYTES_MAX:  # only what others made can be so long
-        payload = _json(event._replace(cast_id=None, request_id=None)).encode()
+        event = event._replace(cast_id=None, request_id=None)
+        payload = _json(event if event.terms else event[:_PLAIN_FIELDS]).encode()
     return _packed(payload)
 
 

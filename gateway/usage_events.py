@@ -5,9 +5,46 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
+from gateway.policy.rules import Policy
+
+
+class Terms(NamedTuple):
+    """Why a call may cost less than its price, which the ledger decides.
+
+    In the order of castgate_settle_terms' parameters.
+
+    ``free_kind`` None: no free tier. ``key`` None: no idempotency key. Units are smallest units (policy/free_tier.py).
+    """
+
+    free_kind: str | None = None
+    free_start_ms: int | None = None
+    free_end_ms: int | None = None
+    units: int | None = None  # that the call counts
+    free_limit: int | None = None  # units of the window that cost nothing
+    key: str | None = None  # a digest
+    key_life_ms: int | None = None
+
+
+def terms_at(policy: Policy, at_ms: int, units: int, key: str) -> Terms | None:
+    """The terms of a call under ``policy`` that was admitted at ``at_ms``; ``key`` is blank where it has none."""
+    free = policy.cost.free
+    life_ms = policy.idempotency.life_ms if key and policy.idempotency is not None else None
+    if free is None:
+        return Terms(key=key, key_life_ms=life_ms) if key else None
+    window = free.window_at(at_ms)
+    return Terms(
+        free.kind(policy.name),
+        window.start_ms,
+        window.end_ms,
+        units,
+        free.units,
+        key or None,
+        life_ms,
+    )
+
 
 class UsageEvent(NamedTuple):
-    """One charged call. The fields stand in the order of castgate_record_usage's parameters.
+    """One charged call. The fields up to ``terms`` stand in the order of castgate_record_usage's parameters.
 
     A tuple, as one is made for every call and a batch becomes columns by ``zip``.
     """
@@ -16,11 +53,12 @@ class UsageEvent(NamedTuple):
     account_id: str
     policy: str
     occurred_ms: int
-    cost_microcents: int
+    cost_microcents: int  # with terms: its price
     upstream_status: int  # 0: the upstream never answered
     outcome: str  # posted | expired
     cast_id: str | None = None
     request_id: str | None = None
+    terms: Terms | None = None
 
 
 class WindowUsage(NamedTuple):
@@ -30,7 +68,7 @@ class WindowUsage(NamedTuple):
     kind: str  # BudgetLimit.kind
     start_ms: int
     end_ms: int
-    used_microcents: int
+    used_microcents: int  # of a free tier: units
 
 
 def columns_of(events: Sequence[UsageEvent]) -> list[str]:
@@ -39,15 +77,29 @@ def columns_of(events: Sequence[UsageEvent]) -> list[str]:
     As sequences the driver would look at every element several times, which costs more than writing the literal.
     """
     if not events:
-        return ["{}"] * len(UsageEvent._fields)
+        return ["{}"] * len(_COLUMNS)
     columns: Iterable[tuple[object, ...]] = zip(*events, strict=True)
     return [
         f"{{{','.join(map(_quoted if name in _TEXT_FIELDS else str, column))}}}"
-        for name, column in zip(UsageEvent._fields, columns, strict=True)
+        for name, column in zip(_COLUMNS, columns, strict=False)
     ]
 
 
+def terms_of(events: Sequence[UsageEvent]) -> list[str] | None:
+    """The terms of ``events`` in the same way; None where no event has any."""
+    if not any(event.terms for event in events):
+        return None
+    columns = zip(*(event.terms or _NO_TERMS for event in events), strict=True)
+    return [f"{{{','.join(map(_element, column))}}}" for column in columns]
+
+
+_COLUMNS = UsageEvent._fields[:-1]
 _TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request_id"))
+_NO_TERMS = Terms()
+
+
+def _element(value: object) -> str:
+    return str(value) if isinstance(value, int) else _quoted(value)
 
 
 def _quoted(value: object) -> str:

@@ -18,10 +18,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from gateway.config.models import Section
-from gateway.config.policies import WEEKDAYS, PlanSpec, PolicySpec
+from gateway.config.policies import PlanSpec, PolicySpec
 from gateway.config.scalars import Kind, reader_of
 from gateway.config.settings import Settings
 from gateway.policy.money import cents_text
+from gateway.policy.periods import WEEKDAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "configuration.md"

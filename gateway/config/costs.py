@@ -1,10 +1,11 @@
-"""``cost`` of a policy as operators write it, and the Cost that it compiles to."""
+"""``cost`` of a policy as operators write it, and the Cost that it compiles to. Its free tier: ``free_tiers``."""
 
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gateway.config.free_tiers import FreeSpec
 from gateway.config.models import Section, contradiction, present
 from gateway.config.scalars import Kind, cents, choice, price, reader_of, statuses, text
 from gateway.policy.costs import (
@@ -146,6 +147,11 @@ class CostSpec(OneCost):
             description="an answer that does not tell its cost: hold charges what was held, free only the other parts"
         ),
     ] = "hold"
+    free: Annotated[
+        FreeSpec | None,
+        present(),
+        Field(description="the first units of a period cost nothing, the others their price"),
+    ] = None
     charge_when: Annotated[
         ChargeWhen | frozenset[int],
         _charge_when(),
@@ -159,6 +165,10 @@ class CostSpec(OneCost):
             raise contradiction((), f"expected one of {', '.join(_WAYS)}, sum, found {' and '.join(ways)}")
         if len(self.sum_) > PARTS_MAX:
             raise contradiction(("sum",), f"expected at most {PARTS_MAX} costs, found {len(self.sum_)}")
+        if self.free is not None:
+            if not ways:
+                raise contradiction(("free",), f"expected a cost beside it: one of {', '.join(_WAYS)}, sum")
+            self.free.check(None if self.sum_ else self.part())
         low, high, hold = self.minimum_cents, self.maximum_cents, self.hold_cents
         if low is not None and high is not None and low > high:
             raise contradiction(
@@ -196,8 +206,13 @@ class CostSpec(OneCost):
         parts = self._parts()
         fixed = sum(one.fixed.cents for one in (self, *self.sum_) if one.fixed)
         if not parts:
-            return Cost(fixed_microcents=fixed, charge_when=self.charge_when)
+            return Cost(
+                fixed_microcents=fixed,
+                charge_when=self.charge_when,
+                free=None if self.free is None else self.free.compiled(None, fixed, fixed),
+            )
         maximum = self.maximum_cents if self.maximum_cents is not None else MICROCENTS_MAX
+        hold = self.hold_cents if self.hold_cents is not None else maximum
         return Cost(
             fixed_microcents=fixed,
             parts=parts,
@@ -205,5 +220,6 @@ class CostSpec(OneCost):
             maximum_microcents=maximum,
             if_missing=self.if_missing,
             charge_when=self.charge_when,
-            hold_microcents=self.hold_cents if self.hold_cents is not None else maximum,
+            hold_microcents=hold,
+            free=None if self.free is None else self.free.compiled(None if self.sum_ else parts[0], hold, maximum),
         )

@@ -29,6 +29,7 @@ from gateway.config.scalars import (
     whole,
 )
 from gateway.policy.budgets import PERIOD_PRECEDENCE, BudgetLimit
+from gateway.policy.periods import WEEKDAYS
 from gateway.policy.routes import is_canonical
 from gateway.policy.rules import (
     ALGORITHMS,
@@ -57,7 +58,6 @@ SLOW_AFTER_S = 2.0
 # Beyond any real rate, and far below 2^53, where Redis' Lua stops counting exactly.
 LIMIT_MAX = 1_000_000_000
 
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 Mode = Literal["enforce", "shadow"]
 Algorithm = Literal["fixed_window", "sliding_window", "token_bucket", "concurrency"]
 Callers = Literal["identified", "unidentified", "all"]

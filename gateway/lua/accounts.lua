@@ -2,6 +2,7 @@
 --   v         version of the facts (plan, budgets) that calls must know
 --   h         microcents held by all outstanding holds, over all workers
 --   s:<kind>  start of the window, ms          u:<kind>  microcents used in it, absolute, from Postgres
+--   f:<kind>  a free tier's windows, see tiers.lua
 --   r         kinds whose window began while Postgres was away, space separated (see roll_over)
 --   x         when the hash expires; moved on when half of its life is gone
 
@@ -137,6 +138,9 @@ local function accounts_store()
       local kinds = {}
       for kind in pairs(account.rolled) do kinds[#kinds + 1] = kind end
       changed.r = table.concat(kinds, ' ')
+    end
+    for kind, windows in pairs(account.tiers or {}) do
+      if changed['f:' .. kind] then changed['f:' .. kind] = account.pack_tier(windows) end
     end
     local renew = account.expires - now < ACCOUNT_TTL_MS / 2
     if renew then changed.x = now + ACCOUNT_TTL_MS end

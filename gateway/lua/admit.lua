@@ -2,7 +2,8 @@
 -- policy's order. Only a call that passes all of them takes from any of them. Outcomes:
 --   0                            admitted
 --   [0, [left, ms, …]]           the same under a policy that tells what its limits have left, see limits_left
---   [1, window index, taken]     a budget is spent: used + held is `taken`
+--   [1, window index, taken, need or absent]   a budget is spent: used + held is `taken`; `need` under a free tier, where the
+--                                call would have had to hold that and not its amount
 --   [2, limit index, wait_ms]    too many calls
 --   [3, version]  STALE                   the facts have changed since: load them again
 --   [4]  COLD                    the account, or the window that now is, is not known here: seed it
@@ -31,12 +32,27 @@ local function facts_outcome(account, version, windows, rolling)
   end
 end
 
+-- The same for the window of a free tier, {kind, start, end, limit, num, den}; entry.tier is it, where it is known.
+local function tier_outcome(entry, account, row, rolling)
+  local kind, start = row[1], row[2]
+  if now < start or now >= row[3] then return {OUTSIDE} end
+  local window = tier_window(account, kind, start)
+  if not (window and window[TIER_USED]) then
+    local newest = tier_load(account, kind)[1]
+    if window or not (rolling and newest and newest[TIER_START] < start) then return {COLD} end
+    window = tier_open(account, kind, start, 0)  -- as account_roll_over; the ledger's first word of it is all that counts
+  end
+  tier_priced(account, kind, window, row[4], row[5], row[6])
+  entry.tier = window
+end
+
 -- Once a batch for each account and version, while all is well: only the version can change within a batch.
 local function entry_outcome(entry)
   local account = entry.account or account_load(entry[1], entry[3])
   entry.account = account
   if entry.fits and account.version <= entry[2] then return nil end
   local outcome = facts_outcome(account, entry[2], entry[3], entry[4] == 1)
+  if entry[5] and not outcome then outcome = tier_outcome(entry, account, entry[5], entry[4] == 1) end
   entry.fits = not outcome
   return outcome
 end
@@ -61,8 +77,16 @@ local function rate_outcome(rows, states, weights)
   end
 end
 
+-- What the hold must remember for the ledger; nil for nearly all.
+local function terms_of(entry, call, shape)
+  local row, key = entry and entry[5], call[8]
+  if row then return {row[1], row[2], row[3], call[7], row[4], key or false, key and shape[5] or false} end
+  if key then return {false, false, false, false, false, key, shape[5]} end
+end
+
 -- Like calls that came one after another; what they share is looked up once.
 local function decide(call)
+  local units = call[7]  -- under a free tier
   local entry, amount, shape, weights, values, ids = entries[call[1]], call[2], shapes[call[3]], call[4], call[5], call[6]
   local account
   if entry then
@@ -78,8 +102,12 @@ local function decide(call)
   if weights == 0 then weights = shape[3] end
   local states, packed
   local held = account and account.held
+  local tier = account and entry.tier
+  local need = amount
   for _, id in ipairs(ids) do
-    local outcome = account and amount > 0 and budget_outcome(entry[3], account.used, held, amount)
+    if tier then need = tier_reserve(tier, tier[TIER_HELD] + units) - tier[TIER_RESERVE] end
+    local outcome = account and need > 0 and budget_outcome(entry[3], account.used, held, need)
+    if outcome and tier then outcome[4] = need end
     if not outcome then
       if not states then
         states = {}
@@ -90,16 +118,22 @@ local function decide(call)
     if not outcome then
       outcome = ADMITTED
       for i, row in ipairs(rows) do limit_take(states[i], row, weights[i], id) end
-      if shape[4] then outcome = {ADMITTED, limits_left(rows, states)} end
+      if shape[4] == 1 then outcome = {ADMITTED, limits_left(rows, states)} end
       if id ~= '' then
-        if account then held = held + amount end
-        packed = packed or hold_packed(entry and entry[1] or '', amount, shape[1], slots_of(rows, states))
+        if account then held = held + need end
+        if tier then
+          tier[TIER_HELD] = tier[TIER_HELD] + units
+          tier[TIER_RESERVE] = tier[TIER_RESERVE] + need
+        end
+        packed = packed or
+          hold_packed(entry and entry[1] or '', amount, shape[1], slots_of(rows, states), terms_of(entry, call, shape))
         hold_new(own_book, id, packed)
       end
     end
     reply[#reply + 1] = outcome
   end
   if account and held ~= account.held then account_hold(account, held - account.held) end
+  if tier then account_set(account, 'f:' .. entry[5][1], true) end
 end
 
 -- A worker that lost its connection has a new one with a higher epoch. What it had sent on the old one and Redis reads only

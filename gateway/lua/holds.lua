@@ -1,7 +1,8 @@
--- Holds: hash cg:{p}:h:<worker>, hold id -> cmsgpack of [account id, amount, admitted_ms, policy name, slots or absent].
+-- Holds: hash cg:{p}:h:<worker>, hold id -> cmsgpack of [account id, amount, admitted_ms, policy name, slots or absent,
+-- terms or absent]. Without a free tier in its terms (tiers.lua) a call's amount is part of its account's `h`.
 -- `slots` are the concurrency limits (keys without the prefix) in which the call counts until it has ended.
 
-local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_POLICY, HOLD_SLOTS = 1, 2, 3, 4, 5
+local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_POLICY, HOLD_SLOTS, HOLD_TERMS = 1, 2, 3, 4, 5, 6
 
 local books = {}
 -- Packed record -> record. What was held by one batch for like calls is the same text: it is packed once and unpacked
@@ -42,8 +43,13 @@ local function hold_new(book, id, packed)
   book.new[#book.new + 1] = packed
 end
 
-local function hold_packed(account_id, amount, policy, slots)
-  return cmsgpack.pack({account_id, amount, now, policy, slots})
+local function hold_record(account_id, amount, admitted, policy, slots, terms)
+  if terms then return {account_id, amount, admitted, policy, slots or false, terms} end
+  return {account_id, amount, admitted, policy, slots or nil}
+end
+
+local function hold_packed(account_id, amount, policy, slots, terms)
+  return cmsgpack.pack(hold_record(account_id, amount, now, policy, slots, terms))
 end
 
 local function hold_change(book, id, record)

@@ -8,12 +8,14 @@
 --                               the last call that took holds
 -- ARGV[1]  JSON: [epoch, beat, accounts, shapes, calls, settles, seq_known, seq]
 --            beat     the generation (join.lua) that the worker knows: say that it lives; 0: not now
---            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1 or absent)]
+--            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1, 0 or absent), tier or absent]
+--            tier     [kind, start_ms, end_ms, free units, num, den]: a unit's price is num / den microcents
 --            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …], [weight in each limit, …],
---                     tells (1 or absent)]; tells: calls that pass hear what the limits have left
---            call     [account index or 0, amount, shape index, weights, [key value, …], [hold id or "", …]]: one or
---                     several calls alike; weights 0: those of the shape; key values 0: the account's id for each limit
---            settles  0 or [seeds, usages, adjusts, removes], see settle.lua
+--                     tells (1, 0 or absent), key life in ms or absent]; tells: calls that pass hear what the limits have left
+--            call     [account index or 0, amount, shape index, weights, [key value, …], [hold id or "", …],
+--                     units or absent, idempotency key's digest or absent]: one or several calls alike; weights 0: those of
+--                     the shape; key values 0: the account's id for each limit
+--            settles  0 or [seeds, usages, adjusts, removes, tiers or absent], see settle.lua
 --            seq_known  the highest seq that the worker knows to be written    seq  this call's
 -- ARGV[2]  tests only: the time in ms instead of Redis' own
 -- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED (a newer

@@ -1,7 +1,7 @@
 -- Finds what workers that have fallen silent left behind.
 -- KEYS[1] cg:{p}:workers   ARGV[1] how long is silent, ms   ARGV[2] worker id, or '' to find some   ARGV[3] HSCAN cursor
 -- ARGV[4] page size        ARGV[5] tests only: the time in ms
--- Without a worker: [worker id, …]. With one: [cursor, hold id, account id, amount, admitted_ms, policy name, …]; the slots of
+-- Without a worker: [worker id, …]. With one: [cursor, hold id, account id, amount, admitted_ms, policy name, terms, …]; the slots of
 -- these calls are freed here and now, their money stays held until the ledger has it. When nothing is left the worker
 -- is forgotten. Run by two sweepers at once each step may happen twice, to the same end.
 local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
@@ -27,10 +27,12 @@ for i = 1, #fields, 2 do
     if record[5] then
       for _, key in ipairs(record[5]) do redis.call('SREM', prefix .. key, id) end
       record[5] = nil
+      if record[6] then record[5] = false end
       redis.call('HSET', book, id, cmsgpack.pack(record))
     end
     reply[#reply + 1] = id
     for part = 1, 4 do reply[#reply + 1] = record[part] end
+    reply[#reply + 1] = record[6] and cjson.encode(record[6]) or ''
   end
 end
 if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then

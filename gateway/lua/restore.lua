@@ -1,6 +1,7 @@
 -- A worker puts its own holds in place, as it knows them: those that are missing are added, amounts and slots corrected.
 -- Behind input, accounts, holds and limits_concurrency. May be repeated; holds that are here and not named stay.
--- ARGV[1] JSON: [epoch, generation, [[hold id, account id or "", amount, admitted_ms, policy name, [slot key, …]], …]]
+-- ARGV[1] JSON: [epoch, generation, [[hold id, account id or "", amount, admitted_ms, policy name, [slot key, …],
+-- terms or absent, price of the tier as num, den], …]]
 local epoch, generation, rows = input[1], input[2], input[3]
 
 if redis.call('HGET', prefix .. 'life', 'g') ~= generation then
@@ -18,13 +19,26 @@ for _, row in ipairs(rows) do
   local id, account_id, amount, slots = row[1], row[2], row[3], row[6]
   local present = own.records[id]
   local difference = amount - (present and present[HOLD_AMOUNT] or 0)
-  if account_id ~= '' and difference ~= 0 then account_hold(account_load(account_id, {}), difference) end
+  local terms = row[7]
+  if terms and terms[TERMS_KIND] then
+    local account, kind, start = account_load(account_id, {}), terms[TERMS_KIND], terms[TERMS_START]
+    local window = tier_window(account, kind, start)
+    if not window then
+      -- Nobody has told yet what was used of it: until then all of its calls are held at their price.
+      window = tier_open(account, kind, start, false)
+    end
+    if window[TIER_LIMIT] == 0 then tier_priced(account, kind, window, terms[TERMS_LIMIT], row[8], row[9]) end
+    local before = present and present[HOLD_TERMS] and present[HOLD_TERMS][TERMS_UNITS] or 0
+    tier_hold(account, kind, start, terms[TERMS_UNITS] - before)
+  elseif account_id ~= '' and difference ~= 0 then
+    account_hold(account_load(account_id, {}), difference)
+  end
   if present then hold_release_slots(id, present) end
   for _, key in ipairs(slots) do
     redis.call('SADD', prefix .. key, id)
     redis.call('PEXPIRE', prefix .. key, SLOTS_TTL_MS)
   end
-  hold_change(own, id, {account_id, amount, row[4], row[5], slots[1] and slots or nil})
+  hold_change(own, id, hold_record(account_id, amount, row[4], row[5], slots[1] and slots, terms))
 end
 
 accounts_store()

@@ -1,23 +1,31 @@
 -- What happened since the last batch, before anything new is asked. Each part may be repeated without harm:
---   seeds    [[account id, version, [[kind, start_ms, used], …], exactly, alone (1 or 0)], …]   sums read from Postgres;
---            `exactly`: even where more or newer is known here, for that is of a ledger that exists no longer
+--   seeds    [[account id, version, [[kind, start_ms, used], …], exactly, alone (1 or 0), tiers or absent], …]   sums read from
+--            Postgres; `exactly`: even where more or newer is known here, for that is of a ledger that exists no longer
 --            `alone`: what is known here of other windows is not to be believed
 --   usages   [[account id, [[kind, start_ms, used], …]], …]            the same, returned by a write of the ledger
---   adjusts  [[hold id, actual amount], …]                             calls of this worker that ended
+--   adjusts  [[hold id, actual amount or [amount, units]], …]          calls of this worker that ended
 --   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
+--   tiers    [[account id, [[kind, start_ms, used units], …]], …] or absent   what a write of the ledger returned of free tiers
 
-local function settle(seeds, usages, adjusts, removes)
+local function settle(seeds, usages, adjusts, removes, tiers)
   for _, seed in ipairs(seeds) do
     local account = account_load(seed[1], seed[3])
     if seed[5] == 1 then account_forget_others(account, seed[3]) end
-    if not account.version or account.version < seed[2] or seed[4] == 1 then
+    local exactly = seed[4] == 1
+    if not account.version or account.version < seed[2] or exactly then
       account.version = seed[2]
       account_set(account, 'v', seed[2])
     end
     for _, row in ipairs(seed[3]) do
-      if seed[4] == 1 then account_set_window(account, row[1], row[2], row[3]) end
+      if exactly then account_set_window(account, row[1], row[2], row[3]) end
       account_merge(account, row[1], row[2], row[3])
     end
+    for _, row in ipairs(seed[6] or {}) do tier_merge(account, row[1], row[2], row[3], exactly) end
+  end
+
+  for _, tier in ipairs(tiers or {}) do
+    local account = account_load(tier[1], {})
+    for _, row in ipairs(tier[2]) do tier_merge(account, row[1], row[2], row[3]) end
   end
 
   for _, usage in ipairs(usages) do
@@ -34,11 +42,20 @@ local function settle(seeds, usages, adjusts, removes)
     local record = own.records[id]
     if record then
       hold_release_slots(id, record)
-      local account_id = record[HOLD_ACCOUNT]
-      if record[HOLD_AMOUNT] ~= actual then
+      local account_id, terms = record[HOLD_ACCOUNT], record[HOLD_TERMS]
+      if terms then
+        local units
+        if type(actual) == 'table' then actual, units = actual[1], actual[2] end
+        terms = {unpack(terms, 1, 7)}
+        if terms[TERMS_KIND] then
+          tier_hold(account_load(account_id, {}), terms[TERMS_KIND], terms[TERMS_START], units - terms[TERMS_UNITS])
+          terms[TERMS_UNITS] = units
+        end
+      end
+      if record[HOLD_AMOUNT] ~= actual and not (terms and terms[TERMS_KIND]) then
         account_hold(account_load(account_id, {}), actual - record[HOLD_AMOUNT])
       end
-      hold_change(own, id, {account_id, actual, record[HOLD_ADMITTED], record[HOLD_POLICY]})
+      hold_change(own, id, hold_record(account_id, actual, record[HOLD_ADMITTED], record[HOLD_POLICY], nil, terms))
     end
   end
 
@@ -55,8 +72,12 @@ local function settle(seeds, usages, adjusts, removes)
       end
     end
     for record, count in pairs(counts) do
-      local amount = record[HOLD_AMOUNT] * count
-      if amount > 0 then
+      local amount, terms = record[HOLD_AMOUNT] * count, record[HOLD_TERMS]
+      if terms and terms[TERMS_KIND] then
+        local account = account_load(record[HOLD_ACCOUNT], {})
+        local rise = tier_hold(account, terms[TERMS_KIND], terms[TERMS_START], -terms[TERMS_UNITS] * count)
+        if remove[2] == 1 and rise < 0 then account_posted(record[HOLD_ACCOUNT], -rise, record[HOLD_ADMITTED]) end
+      elseif amount > 0 then
         account_hold(account_load(record[HOLD_ACCOUNT], {}), -amount)
         if remove[2] == 1 then account_posted(record[HOLD_ACCOUNT], amount, record[HOLD_ADMITTED]) end
       end

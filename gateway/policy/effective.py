@@ -10,13 +10,14 @@ from typing import Any
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, Part
+from gateway.policy.free_tier import FreeTier
 from gateway.policy.money import MICROCENTS_MAX, Cents, cents_text, price_text
+from gateway.policy.periods import WEEKDAYS
 from gateway.policy.rules import LOG_ALWAYS, NO_STATUS, Cost, LogLines, Plan, Policy, RateLimit, Rules
 from gateway.policy.weights import Weight
 
 # Of a change, in logs and answers; whoever changes more reads the files.
 CHANGES_MAX = 200
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,9 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "body_bytes_max": policy.body_bytes_max or "that of config.yaml",
         "on_orphan": policy.on_orphan,
         "rate_limit_headers": policy.rate_limit_headers,
+        "idempotency": "none"
+        if policy.idempotency is None
+        else {"header": policy.idempotency.header, "life_ms": policy.idempotency.life_ms},
         "budget_headers": policy.budget_headers,
         "log": _log_data(policy.log),
     }
@@ -97,6 +101,13 @@ def cost_data(cost: Cost) -> dict[str, Any]:
             data["minimum_cents"] = Cents(cost.minimum_microcents)
         if cost.maximum_microcents < MICROCENTS_MAX:
             data["maximum_cents"] = Cents(cost.maximum_microcents)
+    if cost.free is not None:
+        data["free"] = {
+            "units": cost.free.units // cost.free.scale,
+            "per": cost.free.period,
+            "time_zone": cost.free.time_zone,
+            "week_start": WEEKDAYS[cost.free.week_start - 1],
+        }
     return data
 
 
@@ -110,7 +121,17 @@ def cost_text(cost: Cost) -> str:
         has_maximum = cost.maximum_microcents < MICROCENTS_MAX
         high = f"at most {cents_text(cost.maximum_microcents)}, " if has_maximum else ""
         text += f", {low}{high}holds {cents_text(cost.hold_microcents)}"
+    if cost.free is not None:
+        text += f", the first {free_text(cost.free)} free"
     return text
+
+
+def free_text(free: FreeTier) -> str:
+    """``1000 units monthly (Asia/Tokyo)``."""
+    unit = "call" if free.is_by_call else "unit"
+    count = free.units // free.scale
+    zone = "" if free.time_zone == "UTC" or free.period == "total" else f" ({free.time_zone})"
+    return f"{count} {unit}{'' if count == 1 else 's'} {'in all' if free.period == 'total' else free.period}{zone}"
 
 
 def part_text(part: Part) -> str:
@@ -181,7 +202,7 @@ def _budget_data(budget: BudgetLimit) -> dict[str, Any]:
     if budget.period != "total":
         data["time_zone"] = budget.time_zone
     if budget.period == "weekly":
-        data["week_start"] = _WEEKDAYS[budget.week_start - 1]
+        data["week_start"] = WEEKDAYS[budget.week_start - 1]
     return data
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo, available_timezones
 
 PERIODS = ("daily", "weekly", "monthly", "total")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # A window that never ends: 9999-12-31T00:00:00Z, the last midnight that datetime and Postgres both know.
 FOREVER_MS = 253_402_214_400_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -10,6 +10,7 @@ from math import inf
 
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import HOLD, Part, amount_of
+from gateway.policy.free_tier import FreeTier
 from gateway.policy.money import MICROCENTS_MAX, rounded_up
 from gateway.policy.thresholds import PERCENTS
 from gateway.policy.weights import HeaderWeight, Weight
@@ -65,6 +66,7 @@ class Cost:
     if_missing: str = HOLD  # one of costs.IF_MISSING
     charge_when: str | frozenset[int] = "success"  # one of CHARGE_WHEN, or the statuses that are charged
     hold_microcents: int = -1  # below 0: the fixed cost
+    free: FreeTier | None = None
 
     def __post_init__(self) -> None:
         if self.hold_microcents < 0:
@@ -84,9 +86,25 @@ class Cost:
 
     def measured_microcents(self, units: Sequence[Fraction | int | None]) -> int:
         """What a charged call costs, ``units`` being what was seen of each of ``parts``."""
-        amount = rounded_up(self.fixed_microcents + amount_of(self.parts, units))
+        amount = self._exact_microcents(units)
         charge = min(max(amount, self.minimum_microcents), self.maximum_microcents)
         return max(charge, self.hold_microcents) if self.if_missing == HOLD and None in units else charge
+
+    def free_units(self, free: FreeTier, units: Sequence[Fraction | int | None], charge_microcents: int) -> int:
+        """What a call that is charged so much counts in ``free``; ``units`` as for ``measured_microcents``."""
+        quantity = units[0] if units else None
+        return free.units_of(quantity, 0 if quantity is None else self._exact_microcents(units), charge_microcents)
+
+    def _exact_microcents(self, units: Sequence[Fraction | int | None]) -> int:
+        return rounded_up(self.fixed_microcents + amount_of(self.parts, units))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """A call whose ``header`` has a value that was billed within ``life_ms`` is a repeat, and is not billed."""
+
+    header: str  # in lower case
+    life_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +137,7 @@ class Policy:
     cast_id_pointer: str | None = None  # JSON pointer (RFC 6901) to the cast's id in the answer
     body_bytes_max: int | None = None  # of one request; None: the gateway's own limit
     log: LogLines = field(default_factory=LogLines)
+    idempotency: Idempotency | None = None  # None: every call is billed
     # Whether what a call weighs in some limit is for the call to tell.
     is_weighed_by_call: bool = field(init=False, default=False)
 

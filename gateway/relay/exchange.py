@@ -14,6 +14,8 @@ connection) or leaves, and the event it waits for calls the next. The states, an
 The hold is settled exactly once, by ``_settle``, whichever way the exchange ends.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
 from gateway.relay.meter import Meter
 from gateway.relay.rate_keys import call_weights
+from gateway.usage_events import terms_at
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
@@ -659,8 +662,12 @@ class Exchange:
         if charge is None:
             self._void()
             return
+        units: list[Fraction | int | None] = []
         if self.meter is not None:
-            charge = self._measured(self.meter, policy)
+            units = self.meter.units(monotonic())
+            charge = self._measured(units, policy)
+        free = policy.cost.free
+        free_units = 0 if free is None else policy.cost.free_units(free, units, charge)
         hold, self._hold = self._hold, None
         self._metered = False
         account = self._account
@@ -669,7 +676,7 @@ class Exchange:
             event_id, occurred_ms = self._relay.new_event_id(), wall_clock_ms()
         else:
             event_id, occurred_ms = hold.hold_id, hold.admitted_ms
-            self._relay.admission.finished(hold, charge)
+            self._relay.admission.finished(hold, charge, free_units)
         cast_id = None
         if self._captured and policy.cast_id_pointer is not None:
             cast_id = identifier_in(self._captured, policy.cast_id_pointer)
@@ -684,6 +691,7 @@ class Exchange:
                 "posted",
                 cast_id,
                 self._request_id.decode("latin-1"),
+                terms_at(policy, occurred_ms, free_units, "") if free is not None else None,
             )
         )
 
@@ -694,9 +702,8 @@ class Exchange:
     def _charge(self, event: UsageEvent) -> None:
         self._relay.ledger.append(event)
 
-    def _measured(self, meter: Meter, policy: Policy) -> int:
+    def _measured(self, units: Sequence[Fraction | int | None], policy: Policy) -> int:
         """What was seen of the call comes to; more than was held is charged all the same, and counted."""
-        units = meter.units(monotonic())
         charge = policy.cost.measured_microcents(units)
         self._relay.counters.measured(
             policy.name, is_missing=None in units, is_over_hold=charge > policy.cost.hold_microcents

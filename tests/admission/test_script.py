@@ -258,7 +258,7 @@ def test_orphans_are_found_by_page_and_stay_held_while_their_slots_are_freed(scr
     assert script.orphans(60_000, now=late) == ["w1"]
     cursor, *rows = script.orphans(60_000, "w1", now=late)
     assert cursor == "0"
-    assert {tuple(rows[at : at + 5]) for at in (0, 5)} == {(one.hold_id, "a", 1, NOW_MS, "cast") for one in calls}
+    assert {tuple(rows[at : at + 6]) for at in (0, 6)} == {(one.hold_id, "a", 1, NOW_MS, "cast", "") for one in calls}
     assert script.redis.scard(f"{PREFIX}r:c:cast:at-once:0:a") == 0
     assert script.account("a")["h"] == "2"
     script([], removed(*(one.hold_id for one in calls), posted=True), now=late)

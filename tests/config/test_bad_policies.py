@@ -46,6 +46,30 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         cost("{heder: {}}"),
         f'{AT.replace("11", "12")}.heder: unknown key "heder", did you mean "header"?',
     ),
+    "a free tier without a cost": (
+        cost("{free: {units: 5, per: daily}}"),
+        f"{AT.replace('11', '18')}.free: expected a cost beside it: one of {WAYS}, sum",
+    ),
+    "a free tier of nothing": (
+        cost("{fixed: {cents: 1}, free: {units: 0, per: daily}}"),
+        f"{AT.replace('11', '45')}.free.units: expected an integer of 1 or more, found 0",
+    ),
+    "a free tier of more than can be counted": (
+        tokens("maximum_cents: 5", "maximum_cents: 5, free: {units: 10000000000, per: daily}"),
+        f"{AT.replace('11', '92')}.free.units: expected at most 9007199254 for this cost, found 10000000000",
+    ),
+    "a free tier of what has no price": (
+        cost("{bytes: {cents_per_byte: 0}, hold_cents: 1, free: {units: 5, per: daily}}"),
+        f"{AT.replace('11', '61')}.free: expected a price above 0 beside it, found 0",
+    ),
+    "a free tier without a period": (
+        cost("{fixed: {cents: 1}, free: {units: 5}}"),
+        f'{AT.replace("11", "37")}.free: missing key "per"',
+    ),
+    "a free tier per hour": (
+        cost("{fixed: {cents: 1}, free: {units: 5, per: hourly}}"),
+        f'{AT.replace("11", "53")}.free.per: expected one of daily, weekly, monthly, total, found "hourly"',
+    ),
     "an empty item of a sum": (
         cost("{sum: [{fixed: {cents: 1}}, {}]}"),
         f"{AT.replace('11', '39')}.sum[1]: expected exactly one of {WAYS}, found none",

@@ -108,7 +108,7 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "unknown key, near nothing": (
         cast("fixed:", "tokens:"),
         'policies/cast.yaml:4:12: policies[0].cost.tokens: unknown key "tokens", expected one of bytes, charge_when, '
-        "duration, fixed, header, hold_cents, if_missing, json, maximum_cents, minimum_cents, sum",
+        "duration, fixed, free, header, hold_cents, if_missing, json, maximum_cents, minimum_cents, sum",
     ),
     "a unit in a key": (
         config("limits: {header_timeout_s: 5s}\n"),

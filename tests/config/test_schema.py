@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 # What only the environment, the other keys of a section, or a list of zones and words can tell.
 BEYOND_SCHEMAS = (
     *("a price too fine", "a price beyond all money", "nothing to hold", "a hold of nothing"),
+    *("a free tier without a cost", "a free tier of more than can be counted", "a free tier of what has no price"),
     *("a hold above the maximum", "a hold below the minimum", "a minimum above the maximum"),
     *("a hold for a fixed cost", "two costs", "an empty item of a sum", "two costs in an item of a sum"),
     *("too many costs", "a window too long", "a key twice"),

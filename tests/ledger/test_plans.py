@@ -16,6 +16,7 @@ from gateway.config.settings import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
+from gateway.usage_events import Terms, terms_of
 from tests.ledger.making import CASTS, NOON_MS, event, migrate
 from tests.ledger.months import id_at, month_start, partition_of
 
@@ -27,7 +28,12 @@ MONTHS = 12
 # Before Postgres settles for a generic plan it tries five with the values.
 CALLS = 7
 SCANS = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY($1) OR relname LIKE 'usage_events%'"
-TABLES = ["usage_archived", "usage_counters", "usage_holds", "budgets", "billing_accounts", "casts"]
+TABLES = [
+    *("usage_archived", "usage_counters", "usage_holds", "budgets", "billing_accounts", "casts"),
+    *("usage_units", "billed_keys"),
+]
+MONTH = window_at("monthly", "UTC", 1, NOON_MS)
+TERMS = Terms("free/cast/monthly/UTC/1", MONTH.start_ms, MONTH.end_ms, 1, 10, "a-key", 1000)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,13 @@ async def _fill(url: str) -> None:
         SELECT gen_random_uuid(), 'account-' || n % {ACCOUNTS}, 1, now(), 'cast', 'worker-' || n % 100
         FROM generate_series(1, 4 * {ACCOUNTS}) AS n;
         INSERT INTO casts (id) SELECT gen_random_uuid() FROM generate_series(1, {ACCOUNTS});
+        INSERT INTO usage_units (account_id, kind, window_end, window_start, policy, used_units)
+        SELECT 'account-' || n, 'free/cast/monthly/UTC/1', timestamptz '2026-12-01 00:00:00+00',
+               timestamptz '2026-11-01 00:00:00+00', 'cast', 1
+        FROM generate_series(0, {ACCOUNTS} - 1) AS n;
+        INSERT INTO billed_keys (account_id, policy, key, event_id, occurred_at, expires_at)
+        SELECT 'account-' || n, 'cast', 'key-' || n, gen_random_uuid(), now(), now()
+        FROM generate_series(1, {ACCOUNTS}) AS n;
         """
     )
     # As autovacuum leaves them: it looks neither at partitioned tables nor at empty ones.
@@ -129,6 +142,14 @@ async def test_writing_usage_of_holds_scans_no_table(large: Connection) -> None:
     assert await scans_of(large, QUERIES["record_usage_of_holds"], values) == {}
 
 
+async def test_writing_usage_on_terms_scans_no_table(large: Connection) -> None:
+    def values(number: int) -> tuple[object, ...]:
+        events = [event(f"account-{number * BATCH + one}", terms=TERMS) for one in range(BATCH)]
+        return (*columns_of(events), None, [], [], *(terms_of(events) or ()))
+
+    assert await scans_of(large, QUERIES["record_usage_on_terms"], values) == {}
+
+
 async def test_admitting_scans_no_table(large: Connection) -> None:
     month = window_at("monthly", "UTC", 1, NOON_MS)
     places = list(range(1, BATCH + 1))
@@ -143,11 +164,27 @@ async def test_admitting_scans_no_table(large: Connection) -> None:
     assert await scans_of(large, QUERIES["admit"], values) == {}
 
 
+async def test_admitting_on_terms_scans_no_table(large: Connection) -> None:
+    month = window_at("monthly", "UTC", 1, NOON_MS)
+    places = list(range(1, BATCH + 1))
+
+    def values(number: int) -> tuple[object, ...]:
+        names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
+        starts, ends = [month.start_ms] * BATCH, [month.end_ms] * BATCH
+        windows = (places, ["monthly"] * BATCH, ["UTC"] * BATCH, [1] * BATCH, starts, ends, [10**9] * BATCH)
+        calls = (places, [event_id() for _ in names], [1] * BATCH, ["cast"] * BATCH, [False] * BATCH)
+        terms = ([value] * BATCH for value in TERMS)
+        return ("worker-1", [event_id()], names, [0] * BATCH, *windows, *calls, *terms)
+
+    assert await scans_of(large, QUERIES["admit_on_terms"], values) == {}
+
+
 async def test_telling_what_a_worker_holds_scans_no_table(large: Connection) -> None:
     def values(number: int) -> tuple[object, ...]:
         ids = [event_id() for _ in range(BATCH)]
         names = [f"account-{number * BATCH + one}" for one in range(BATCH)]
-        return (f"worker-{number}", ids, names, [1] * BATCH, [NOON_MS] * BATCH, ["cast"] * BATCH, True)
+        holds = (f"worker-{number}", ids, names, [1] * BATCH, [NOON_MS] * BATCH, ["cast"] * BATCH, True)
+        return (*holds, *([value] * BATCH for value in TERMS))
 
     assert await scans_of(large, QUERIES["tell_holds"], values) == {}
 

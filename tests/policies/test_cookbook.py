@@ -60,13 +60,21 @@ def test_2_tokens_of_a_language_model(desk: Desk) -> None:
     assert (budget["period"], budget["used_cents"]) == ("daily", 0.655)
 
 
-def test_3_an_allowance(desk: Desk) -> None:
+def test_3_a_free_tier(desk: Desk) -> None:
     use(desk, 3)
     account, paying = desk.account(), desk.account(plan="paid")
     answers = [desk.call(account) for _ in range(6)]
     assert [answer.status for answer in answers] == [200] * 5 + [402]
-    assert answers[5].json["period"] == "daily"
+    refused = answers[5].json
+    assert (refused["period"], refused["limit_cents"], refused["used_cents"], refused["cost_cents"]) == (
+        "daily",
+        0,
+        0,
+        1,
+    )
     assert [desk.call(paying).status for _ in range(8)] == [200] * 8
+    assert desk.charged(account, 5) == [0] * 5
+    assert sorted(desk.charged(paying, 8)) == [0] * 5 + [CENT] * 3
 
 
 def test_4_addresses_of_anonymous_callers(desk: Desk) -> None:

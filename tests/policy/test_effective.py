@@ -10,7 +10,8 @@ import pytest
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BytesCost, DurationCost, HeaderCost, JsonCost
 from gateway.policy.effective import CHANGES_MAX, Change, changes, cost_text, effective, limit_text
-from gateway.policy.rules import NO_STATUS, Cost, LogLines, Plan, Policy, RateLimit, Rules
+from gateway.policy.free_tier import FreeTier
+from gateway.policy.rules import NO_STATUS, Cost, Idempotency, LogLines, Plan, Policy, RateLimit, Rules
 from gateway.policy.weights import HeaderWeight
 
 LIMIT = RateLimit(name="a", key="account", limit=1, window_ms=1000, algorithm="token_bucket", burst=2)
@@ -27,6 +28,7 @@ COST = Cost(
     maximum_microcents=70,
     hold_microcents=60,
 )
+FREE = FreeTier(units=5, period="weekly")
 POLICY = Policy(
     name="p", methods=frozenset({"POST"}), path="/p", cost=COST, rate_limits=(LIMIT,), cast_id_pointer="/id"
 )
@@ -54,7 +56,7 @@ def cases() -> Iterator[tuple[str, Rules]]:
         yield f"unidentified {name}", rules(replace(POLICY, unidentified=unidentified))
     for weight in (HEADER_WEIGHT, *(other for _, other in altered(HEADER_WEIGHT))):
         yield f"limit {weight}", rules(replace(POLICY, rate_limits=(replace(LIMIT, weight=weight),)))
-    for name, cost in altered(COST, parts=COST.parts[:3], charge_when=frozenset({200})):
+    for name, cost in altered(COST, parts=COST.parts[:3], charge_when=frozenset({200}), free=FREE):
         yield f"cost {name}", rules(replace(POLICY, cost=cost))
     for place, part in enumerate(COST.parts):
         for name, other in altered(part):
@@ -70,6 +72,7 @@ def cases() -> Iterator[tuple[str, Rules]]:
         unidentified=POLICY,
         cast_id_pointer=None,
         log=LogLines(denials=False),
+        idempotency=Idempotency(header="idempotency-key", life_ms=1),
     ):
         yield f"policy {name}", rules(policy)
     for name, budget in altered(WEEK):
@@ -87,6 +90,13 @@ def test_no_change_goes_unseen(case: str) -> None:
     before, after = effective(rules()), effective(CASES[case])
     assert changes(before, after)
     assert not changes(after, after)
+
+
+@pytest.mark.parametrize("field", ["units", "period", "time_zone", "week_start"])  # the others follow from the cost
+def test_no_change_of_a_free_tier_goes_unseen(field: str) -> None:
+    tiers = (FREE, dict(altered(FREE))[field])
+    before, after = (effective(rules(replace(POLICY, cost=replace(COST, free=tier)))) for tier in tiers)
+    assert changes(before, after)
 
 
 def test_a_change_reads_as_a_line() -> None:
