@@ -255,11 +255,19 @@ HOT: dict[str, Values] = {
     "reconcile_accounts": lambda number: (f"account-{number}", 100),
     "reconcile_counters": lambda number: (names(number, 100), False),
     "repair_usage": lambda number: ([f"account-{number}"],),
+    "repair_units": lambda number: ([f"account-{number}"],),
+    "free_units_used": lambda number: (
+        names(number),
+        ["cast"] * BATCH,
+        [TERMS.free_kind] * BATCH,
+        [MONTH.start_ms] * BATCH,
+        [MONTH.end_ms] * BATCH,
+    ),
 }
 # Tested by themselves, above.
 BATCHES = {
     *("record_usage", "record_usage_of_holds", "admit", "tell_holds", "seed_usage", "load_facts"),
-    *("soft_limits_announce", "soft_limits_accounts"),
+    *("record_usage_on_terms", "admit_on_terms", "soft_limits_announce", "soft_limits_accounts"),
 }
 # Not hot: what people ask for, or an hour's work; tables with a row for each worker; and what reads no table.
 COLD = {
@@ -289,7 +297,9 @@ async def test_announcing_soft_limits_scans_no_table(large: Connection) -> None:
         plans = (["free"], ["monthly"], ["UTC"], [1], [10], ["free"] * 3, [50, 80, 100], ["free"])
         return (names, *plans, True)
 
-    await large.execute("UPDATE usage_counters SET window_end = 'infinity' WHERE window_end = '2026-12-01 00:00:00+00'")
+    await large.execute(
+        "UPDATE usage_counters SET window_end = '2099-01-01' WHERE window_end = '2026-12-01 00:00:00+00'"
+    )
     assert await scans_of(large, QUERIES["soft_limits_announce"], values) == {}
     assert await scans_of(large, QUERIES["soft_limits_accounts"], lambda number: (f"account-{number}", BATCH)) == {}
 
