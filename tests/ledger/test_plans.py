@@ -297,11 +297,13 @@ async def test_announcing_soft_limits_scans_no_table(large: Connection) -> None:
         plans = (["free"], ["monthly"], ["UTC"], [1], [10], ["free"] * 3, [50, 80, 100], ["free"])
         return (names, *plans, True)
 
-    await large.execute(
-        "UPDATE usage_counters SET window_end = '2099-01-01' WHERE window_end = '2026-12-01 00:00:00+00'"
-    )
+    open_window = "UPDATE usage_counters SET window_end = 'infinity' WHERE window_end = '2026-12-01 00:00:00+00'"
+    trial = large.transaction()  # taken back: the other tests have the same rows
+    await trial.start()
+    await large.execute(open_window)
     assert await scans_of(large, QUERIES["soft_limits_announce"], values) == {}
     assert await scans_of(large, QUERIES["soft_limits_accounts"], lambda number: (f"account-{number}", BATCH)) == {}
+    await trial.rollback()
 
 
 async def test_a_sum_over_a_window_reads_indexes_alone(large: Connection) -> None:
