@@ -106,8 +106,8 @@ class Breaker:
 def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]:
     """For ``Breaker(changed=…)``: one line in the log and the metrics when ``store`` is lost, and when it is back.
 
-    Where breakers share one (a partition of Redis has its own), metric and log say that the store is lost with the first
-    that opens, and that it is back with the last that closes.
+    Where breakers share one (each partition of Redis has its own), the store is lost with the first that opens, and
+    back with the last that closes.
     """
     up = metrics.gauge("castgate_store_up", store=store)
     up.set(1)
