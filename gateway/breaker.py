@@ -106,7 +106,8 @@ class Breaker:
 def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]:
     """For ``Breaker(changed=…)``: one line in the log and the metrics when ``store`` is lost, and when it is back.
 
-    Where breakers share one, the metric says that the store is up only while all of them are closed.
+    Where breakers share one (each partition of Redis has its own), the store is lost with the first that opens, and
+    back with the last that closes.
     """
     up = metrics.gauge("castgate_store_up", store=store)
     up.set(1)
@@ -119,12 +120,14 @@ def announcer(store: str, metrics: "Metrics") -> Callable[[str, str, str], None]
             lost += 1
             up.set(0)
             not_closed.set(lost)
-            _log.warning("store_lost", store=store, reason=reason)
+            if lost == 1:
+                _log.warning("store_lost", store=store, reason=reason)
         elif after == CLOSED:
             lost -= 1
             up.set(lost == 0)
             not_closed.set(lost)
-            _log.warning("store_back", store=store)
+            if not lost:
+                _log.warning("store_back", store=store)
         elif after == OPEN:
             _log.debug("store_still_lost", store=store, reason=reason)
 

@@ -32,8 +32,8 @@ from gateway.config.scalars import (
 )
 from gateway.policy.origins import origin_of
 
-# Where Redis is a cluster and nobody says otherwise: five for each primary of the smallest one, so that they share the
-# accounts evenly, and not so many that batches become small. Each worker has a connection for each.
+# Where Redis is a cluster and nobody says otherwise: some five for each primary of the smallest one, so that each has
+# its share of the accounts, and not so many that batches become small. Each worker has a connection for each.
 CLUSTER_PARTITIONS = 16
 # Each holds its own pools of connections to Postgres and Redis.
 WORKERS_MAX = 64

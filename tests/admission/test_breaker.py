@@ -112,15 +112,18 @@ def test_losing_and_finding_a_store_is_logged_once_each_and_shown_by_the_metric(
     metrics.close()
 
 
-def test_a_store_of_several_parts_is_up_when_all_of_them_are() -> None:
+def test_a_store_of_several_parts_is_up_when_all_of_them_are_and_is_lost_and_back_once() -> None:
     metrics, clock = Metrics(), Clock()
     changed = announcer("redis", metrics)
     one, two = (Breaker(clock=clock, changed=changed, pause_s=1.0) for _ in range(2))
-    one.failed()
-    two.failed()
-    clock.now_s += 1
-    for breaker, up in ((one, 0), (two, 1)):
-        assert breaker.allows()
-        breaker.succeeded()
-        assert metrics.gauge("castgate_store_up", store="redis").value == up
+    with structlog.testing.capture_logs() as logs:
+        one.failed("the first")
+        two.failed("the second")
+        clock.now_s += 1
+        for breaker, up in ((one, 0), (two, 1)):
+            assert breaker.allows()
+            breaker.succeeded()
+            assert metrics.gauge("castgate_store_up", store="redis").value == up
+    told = [(log["event"], log.get("reason")) for log in logs if log["log_level"] == "warning"]
+    assert told == [("store_lost", "the first"), ("store_back", None)]
     metrics.close()

@@ -31,6 +31,8 @@ from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.making import migrate
 from tests.upstream_stub.running import Account, create_account, stub_process
 
+# On a busy machine servers take long to agree with each other.
+pytestmark = pytest.mark.timeout(180)
 StartWhole = Callable[..., Coroutine[Any, Any, WholeWorker]]
 LIMIT_CENTS = 10
 

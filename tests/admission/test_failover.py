@@ -19,6 +19,8 @@ from tests.admission.topologies import Member, lose_writes, running_cluster, run
 from tests.admission.whole import Books, WholeWorker
 from tests.ledger.making import migrate
 
+# On a busy machine servers take long to agree with each other.
+pytestmark = pytest.mark.timeout(180)
 LIMIT_CENTS = 10
 
 

@@ -13,6 +13,10 @@ from tests.admission.topologies import HOST, SLOTS, Member, until
 from tests.admission.tunnel import Tunnel, trusted_by
 
 
+# On a busy machine servers take long to agree with each other.
+pytestmark = pytest.mark.timeout(180)
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """A server with a password, a Sentinel with another one, and TLS in front of both."""

@@ -166,9 +166,11 @@ class RunningCluster:
         names: list[str] = []
         for member in self.members:
             with suppress(redis.RedisError, OSError):
-                owners = [line for line in self.known_by(member) if "master" in line[2]]
-                owners = [line for line in owners if any(_has(part, slot) for part in line[8:])]
-                names += [line[1].partition("@")[0].rpartition(":")[2] for line in owners]
+                names += [
+                    line[1].partition("@")[0].rpartition(":")[2]
+                    for line in self.known_by(member)
+                    if "master" in line[2] and any(_has(part, slot) for part in line[8:])
+                ]
         port = int(max(names, key=names.count))
         return next(member for member in self.members if member.port == port)
 
