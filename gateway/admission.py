@@ -507,8 +507,16 @@ class Admission:
     def _left(self, reason: str) -> None:
         self.ladder.redis_lost(reason)
 
-    def _served(self) -> None:
+    def _served(self, lane: Lane, anew: bool) -> None:
         self.ladder.redis_back()
+        if anew:
+            known = [
+                account
+                for account in self._accounts.recent()
+                if account.seeded != lane.generation and account.limits and self._lane_of(account.account_id) is lane
+            ]
+            if known:
+                self._refresh.reseed(lane, known)
 
     def _holds_in(self, lane: Lane) -> list[Ask]:
         return [ask for ask in self._open.values() if ask.lane is lane]
