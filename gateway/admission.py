@@ -510,13 +510,7 @@ class Admission:
     def _served(self, lane: Lane, anew: bool) -> None:
         self.ladder.redis_back()
         if anew:
-            known = [
-                account
-                for account in self._accounts.recent()
-                if account.seeded != lane.generation and account.limits and self._lane_of(account.account_id) is lane
-            ]
-            if known:
-                self._refresh.reseed(lane, known)
+            self._refresh.reseed(lane, self._lane_of)
 
     def _holds_in(self, lane: Lane) -> list[Ask]:
         return [ask for ask in self._open.values() if ask.lane is lane]

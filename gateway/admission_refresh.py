@@ -132,18 +132,20 @@ class Refresh:
                 self._retry(waiting)
         await self._seed(behind)
 
-    def reseed(self, lane: "Lane", accounts: "Sequence[Account]") -> None:
-        """Redis lost what it knew: tell it again of accounts that may call, before they do and Postgres is away."""
-        self._tasks.start("admission.reseed", self._reseed(lane, lane.generation, accounts))
+    def reseed(self, lane: "Lane", lane_of: Callable[[str], "Lane"]) -> None:
+        """Redis lost what it knew: tell it again of the lane's accounts, before they call and Postgres is away."""
+        self._tasks.start("admission.reseed", self._reseed(lane, lane.generation, lane_of))
 
-    async def _reseed(self, lane: "Lane", generation: int, accounts: "Sequence[Account]") -> None:
+    async def _reseed(self, lane: "Lane", generation: int, lane_of: Callable[[str], "Lane"]) -> None:
+        accounts = self._facts.recent()
         for begin in range(0, len(accounts), RESEED_MAX):
-            batch = [_Waiting(account, lane) for account in accounts[begin : begin + RESEED_MAX]]
+            batch = [account for account in accounts[begin : begin + RESEED_MAX] if lane_of(account.account_id) is lane]
             while lane.generation == generation:
                 started_s = self._clock()
-                batch = [waiting for waiting in batch if waiting.account.seeded != generation]
+                # Less those that have called meanwhile.
+                batch = [account for account in batch if account.seeded != generation and account.limits]
                 try:
-                    await self._tell_used(batch)
+                    await self._tell_used([_Waiting(account, lane) for account in batch])
                 except (StoreError, asyncpg.PostgresError) as error:
                     _log.debug("accounts_not_reseeded", accounts=len(batch), error=str(error))
                     await asyncio.sleep(RESEED_PAUSE_S)
