@@ -138,6 +138,10 @@ class Accounts:
         account = self._living.get(account_id)
         return account if account is not None and account.version != NOT_LOADED else None
 
+    def recent(self) -> Sequence[Account]:
+        """Those that are remembered, the last used first."""
+        return list(reversed(self._recent.values()))
+
     def due_s(self, account: Account) -> float:
         """When the account's facts should be read again, by the clock given."""
         return account.loaded + self._facts_ttl_s

@@ -507,8 +507,10 @@ class Admission:
     def _left(self, reason: str) -> None:
         self.ladder.redis_lost(reason)
 
-    def _served(self) -> None:
+    def _served(self, lane: Lane, anew: bool) -> None:
         self.ladder.redis_back()
+        if anew:
+            self._refresh.reseed(lane, self._lane_of)
 
     def _holds_in(self, lane: Lane) -> list[Ask]:
         return [ask for ask in self._open.values() if ask.lane is lane]

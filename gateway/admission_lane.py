@@ -67,7 +67,7 @@ class Lane:
 
     ``holds`` gives this worker's open holds in this partition, ``has_holds`` whether there are any in all. What
     ``quiesce`` returns is done when no ask that came before is being decided elsewhere any more. ``left`` hears why
-    asks cannot be taken any more, ``served`` that they can.
+    asks cannot be taken any more, ``served`` that they can, and whether Redis has lost what it knew since it last did.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Lane:
         fleet: Fleet,
         quiesce: Callable[[], "asyncio.Future[None] | None"],
         left: Callable[[str], None],
-        served: Callable[[], None],
+        served: Callable[["Lane", bool], None],
         test_clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -99,6 +99,7 @@ class Lane:
         self.breaker = Breaker(clock=time.monotonic, changed=announce)
         # Rises when Redis is not the process it was: what it knows may be older than what it knew.
         self.generation = 0
+        self._served_generation = 0
         self.up_since_s = 0.0
         self.served = 0  # calls of the script that were answered
         self.workers_key = f"cg:{{{partition}}}:workers"
@@ -290,7 +291,8 @@ class Lane:
         self._tried.set()
         if not self._keeping:
             self._keep()
-        self._served()
+        anew, self._served_generation = self._served_generation != self.generation, self.generation
+        self._served(self, anew)
 
     # --- time
 

@@ -3,6 +3,7 @@
 However many asks of however many accounts wait: one statement for all that waits when it begins, and one at a time.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 # Accounts read together; Accounts splits what is too much for one statement.
 ACCOUNTS_MAX = 2000
+# Accounts seeded together when Redis has lost what it knew of all; then there is a pause of the time that this took.
+RESEED_MAX = 200
+# Until that is tried again, where Postgres is away as well.
+RESEED_PAUSE_S = 1.0
 # While Postgres is away: how long a window that began meanwhile is trusted to begin with nothing used.
 ROLLING_S = 1.0
 
@@ -33,6 +38,9 @@ class Facts(Protocol):
 
     async def load(self, accounts: "Sequence[Account]") -> None:
         """Read their facts. Raises StoreError."""
+
+    def recent(self) -> "Sequence[Account]":
+        """Those that are remembered, the last used first."""
 
     async def seed(self, wanted: "Sequence[tuple[Account, Mapping[str, Window]]]") -> Mapping[str, Mapping[str, int]]:
         """Their facts, and microcents used by account id and kind. Raises StoreError."""
@@ -124,7 +132,41 @@ class Refresh:
                 self._retry(waiting)
         await self._seed(behind)
 
+    def reseed(self, lane: "Lane", lane_of: Callable[[str], "Lane"]) -> None:
+        """Redis lost what it knew: tell it again of the lane's accounts, before they call and Postgres is away."""
+        self._tasks.start("admission.reseed", self._reseed(lane, lane.generation, lane_of))
+
+    async def _reseed(self, lane: "Lane", generation: int, lane_of: Callable[[str], "Lane"]) -> None:
+        accounts = self._facts.recent()
+        for begin in range(0, len(accounts), RESEED_MAX):
+            batch = [account for account in accounts[begin : begin + RESEED_MAX] if lane_of(account.account_id) is lane]
+            while lane.generation == generation:
+                started_s = self._clock()
+                # Less those that have called meanwhile.
+                batch = [account for account in batch if account.seeded != generation and account.limits]
+                try:
+                    await self._tell_used([_Waiting(account, lane) for account in batch])
+                except (StoreError, asyncpg.PostgresError) as error:
+                    _log.debug("accounts_not_reseeded", accounts=len(batch), error=str(error))
+                    await asyncio.sleep(RESEED_PAUSE_S)
+                    continue
+                lane.settle_soon()
+                await asyncio.sleep(self._clock() - started_s)
+                break
+
     async def _seed(self, batch: list[_Waiting]) -> None:
+        try:
+            await self._tell_used(batch)
+        except (StoreError, asyncpg.PostgresError) as error:
+            _log.warning("accounts_not_seeded", accounts=len(batch), error=str(error))
+            for waiting in batch:
+                self._roll(waiting)
+            return
+        for waiting in batch:
+            self._retry(waiting)
+
+    async def _tell_used(self, batch: list[_Waiting]) -> None:
+        """Raises StoreError, asyncpg.PostgresError."""
         if not batch:
             return
         wanted = []
@@ -138,13 +180,7 @@ class Refresh:
             for kind in names - {""}:
                 kinds[kind] = window_at(*parts_of(kind.split("/", 2)[2]), waiting.lane.now_ms)
             wanted.append((waiting.account, kinds))
-        try:
-            used = await self._facts.seed(wanted)
-        except (StoreError, asyncpg.PostgresError) as error:
-            _log.warning("accounts_not_seeded", accounts=len(batch), error=str(error))
-            for waiting in batch:
-                self._roll(waiting)
-            return
+        used = await self._facts.seed(wanted)
         for waiting, (account, windows_of), generation in zip(batch, wanted, generations, strict=True):
             sums = used[account.account_id]
             usage: Usage = {}
@@ -164,7 +200,6 @@ class Refresh:
             account.seeded_tiers.update(dict.fromkeys(tiers, generation))
             account.admission = None
             account.seeded = generation
-            self._retry(waiting)
 
     def _roll(self, waiting: _Waiting) -> None:
         """Postgres is away: Redis may begin a new window with nothing used, if it knows the one before."""

@@ -120,6 +120,26 @@ async def test_data_that_went_back_under_an_open_connection_are_noticed(
         script.close()
 
 
+async def test_accounts_are_brought_back_before_they_call(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    for account_id in ("a", "b"):
+        tables.put(account_id, monthly(10))
+    one = await start_worker("one")
+    for account_id in ("a", "b"):
+        one.post(*await one.ask_many(account_id, 7, DENY))
+    await one.settled()
+    script.redis.flushall()
+    await one.ask("a", DENY)
+    await all_serve(one)
+    async with asyncio.timeout(10):
+        while script.account("b").get("u:monthly/UTC/1") != str(7 * CENT):
+            await asyncio.sleep(0.005)
+    # So it does not matter if Postgres is away when it calls.
+    tables.is_away = True
+    assert kinds(await one.ask_many("b", 5)) == {Hold: 3, BudgetExceeded: 2}
+
+
 async def test_slots_of_calls_under_way_are_put_back(start_worker: StartWorker, tables: Tables, script: Script) -> None:
     one, two = await start_worker("one"), await start_worker("two")
     holds = await one.ask_many("a", 2, AT_ONCE)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.accounts import Account
@@ -147,7 +148,14 @@ class Worker:
             worker_id=worker_id,
             fleet=tables,
             settings=settings,
-            accounts=tables,
+            accounts=cast(
+                "Any",
+                SimpleNamespace(
+                    load=lambda accounts: tables.load(accounts),
+                    seed=lambda wanted: tables.seed(wanted),
+                    recent=lambda: list(self._accounts.values()),
+                ),
+            ),
             ledger=cast("Any", self),
             rules=lambda: self.rules,
             tasks=self.tasks,
