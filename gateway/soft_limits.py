@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gateway.tasks import Tasks
     from gateway.usage_events import WindowUsage
 
-# Accounts of one statement: some 10 ms of Postgres.
+# Accounts of one statement: some tens of ms of Postgres.
 BATCH_MAX = 500
 # Accounts that wait while Postgres is away. Those beyond are the sweep's to find.
 DUE_MAX = 100_000
@@ -228,7 +228,7 @@ class SoftLimits:
             self._counters[threshold] = counter
         counter.add()
         end_ms = int(row["window_end"].timestamp()) * 1000  # windows begin and end with a second
-        _log.warning(
+        _log.info(
             "soft_limit_reached",
             announcement=row["id"],
             account=row["account_id"],

@@ -14,7 +14,7 @@ import structlog
 from gateway.database import QUERIES, Database, StoreError
 from gateway.soft_limits import SoftLimits
 
-# Accounts of a page: some 10 ms of Postgres, which then has nine times as long for others.
+# Accounts of a page: some tens of ms of one backend, which then rests for nine times as long.
 PAGE = 500
 _PAUSE_FACTOR = 9
 # Longer than the statements of a page may take together.

@@ -329,7 +329,9 @@ def percents(count_max: int) -> Kind:
             raise expected(f"a list of at most {count_max} different percents such as [50, 80, 100]", value)
         return tuple(sorted(listed))
 
-    return Kind(read, schema={"type": "array", "maxItems": count_max, "items": whole(1, 100).schema})
+    return Kind(
+        read, schema={"type": "array", "maxItems": count_max, "uniqueItems": True, "items": whole(1, 100).schema}
+    )
 
 
 def signing_secrets() -> Kind:

@@ -332,6 +332,15 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         f'underscores, found "{"c" * 60}…"',
     ),
     # plans
+    "a percent of too much": (
+        plan("{soft_limit_percents: [50, 101]}"),
+        "policies/plans.yaml:3:30: plans.pro.soft_limit_percents: expected an integer of at most 100, found 101",
+    ),
+    "a percent twice": (
+        plan("{soft_limit_percents: [50, 50]}"),
+        "policies/plans.yaml:3:30: plans.pro.soft_limit_percents: "
+        "expected a list of at most 10 different percents such as [50, 80, 100], found a list",
+    ),
     "a hard limit by nearly the right name": (
         plan("{hard_limit_cent: {monthly: 5}}"),
         "policies/plans.yaml:3:9: plans.pro.hard_limit_cent: "

@@ -114,6 +114,15 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("limits: {header_timeout_s: 5s}\n"),
         'config.yaml:8:10: limits.header_timeout_s: unknown key "header_timeout_s", did you mean "header_timeout"?',
     ),
+    "a webhook that nobody could verify": (
+        config("soft_limits: {webhook: {url: https://ops.example/}}\n"),
+        "config.yaml:8:24: soft_limits.webhook.secret: expected a secret, with which the messages are signed",
+    ),
+    "a secret of another kind": (
+        config("soft_limits: {webhook: {secret: whsec_4eC39HqLyjWDarjtT1zdp7dc}}\n"),
+        "config.yaml:8:33: soft_limits.webhook.secret: expected whsec_ and the base64 of 24 to 64 random bytes "
+        "(several separated by commas), found another text",
+    ),
     "merge key": (
         cast("cost:", "<<: {mode: shadow}\n    cost:"),
         'policies/cast.yaml:4:5: policies[0].<<: unknown key "<<", expected one of '

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ import structlog
 import trustme
 from aiohttp import web
 
+from gateway.database import QUERIES
 from gateway.metrics import Metrics
 from gateway.outbox import BACKOFF_MAX_S, backoff_s
 from gateway.webhook_signature import signed_headers
@@ -163,6 +165,28 @@ async def test_a_receiver_that_hangs_is_left(
     await message(make_writer)
     assert await make_outbox(timeout="100ms").deliver_due() is False
     assert (await state(sql))[:2] == ("waiting", 1)
+
+
+async def test_a_receiver_that_answers_byte_by_byte_is_left(
+    make_writer: MakeWriter, make_outbox: MakeOutbox, sql: Connection
+) -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        with contextlib.suppress(OSError):
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    await message(make_writer)
+    outbox = make_outbox(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="300ms")
+    async with asyncio.timeout(20):
+        assert await outbox.deliver_due() is False
+    assert await state(sql) == ("waiting", 1, "no answer within 0.3 s")
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_body_without_end_is_not_read(
@@ -318,6 +342,17 @@ async def test_several_workers_share_a_queue_and_send_nothing_twice(
         await outbox.close()
     assert len({one.headers["webhook-id"] for one in receiver.received}) == len(receiver.received) == 30
     assert await sql.fetchval("SELECT count(*) FROM webhook_outbox WHERE state = 'delivered'") == 30
+
+
+async def test_what_another_worker_is_just_claiming_is_passed_over(
+    make_writer: MakeWriter, make_outbox: MakeOutbox, receiver: Receiver, sql: Connection
+) -> None:
+    await message(make_writer, cents=85)
+    async with sql.transaction():
+        [claimed] = await sql.fetch(QUERIES["outbox_claim"], 1, 30.0)
+        assert await make_outbox().deliver_due() is True
+    [received] = receiver.received
+    assert received.headers["webhook-id"] != claimed["id"]
 
 
 async def test_what_is_queued_is_delivered_at_once(
