@@ -42,7 +42,7 @@ class Services:
     def void(self, _: Hold) -> None:
         """Nothing is charged."""
 
-    def finished(self, _: Hold, __: int) -> None:
+    def finished(self, *_: object) -> None:
         """The charge is in the event."""
 
     def append(self, _: UsageEvent) -> None:
