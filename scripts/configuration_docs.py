@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from gateway.config.models import Section
-from gateway.config.policies import PlanSpec, PolicySpec
+from gateway.config.policies import PlanSpec, PolicySpec, WeightSpec
 from gateway.config.scalars import Kind, reader_of
 from gateway.config.settings import Settings
 from gateway.policy.money import cents_text
@@ -97,6 +97,11 @@ def _rows(
             continue
         if key == "sum":
             yield f"{below}{key}", "none", "", "a list of the parts above, each alone", field.description or ""
+            continue
+        if isinstance(field.default, WeightSpec):
+            words = "an integer of 1 or more, or a mapping"
+            yield f"{below}{key}", f"`{field.default.default}`", "", words, field.description or ""
+            yield from _rows(inner, (*path, key), told, f"{below}{key}.")
             continue
         dots = "[]." if get_origin(_bare(field.annotation)) is tuple else ".<name>." if _is_mapping(field) else "."
         if field.description:

@@ -1,5 +1,6 @@
 """Fields of the gateway's own in answers of the service behind: for the call that they are about, and no other."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,7 @@ class Services:
     def void(self, _: Hold) -> None:
         """Nothing is charged."""
 
-    def finished(self, _: Hold, __: int) -> None:
+    def finished(self, *_: object) -> None:
         """The charge is in the event."""
 
     def append(self, _: UsageEvent) -> None:
@@ -181,3 +182,32 @@ async def test_of_several_limits_x_ratelimit_shows_the_one_with_the_least_left(
     assert b"X-RateLimit-Limit: 2000\r\nX-RateLimit-Remaining: 599\r\nX-RateLimit-Reset: 7\r\n" in await answer_of(
         client
     )
+
+
+# What the service sends, and what of it the client gets in front of what is added.
+THEIRS = b"X-RateLimit-Limit: 9\r\n"
+ANSWERS = (
+    (HEAD, HEAD[:-2]),
+    (HEAD.replace(b"X-A: 1\r\n", THEIRS), HEAD[:-2].replace(b"X-A: 1\r\n", THEIRS)),
+    # Named by Connection the field ends here, and there is none of theirs.
+    (HEAD.replace(b"X-A: 1\r\n", THEIRS + b"Connection: x-ratelimit-limit\r\n"), HEAD[:-2].replace(b"X-A: 1\r\n", b"")),
+    (HEAD.replace(b"200 OK", b"429 No"), HEAD[:-2].replace(b"200 OK", b"429 No")),
+    (HEAD.replace(b"X-A: 1", b"X-A: 2"), HEAD[:-2].replace(b"X-A: 1", b"X-A: 2")),
+)
+
+
+async def test_in_any_order_of_answers_and_verdicts_each_call_hears_its_own(
+    running: Running, services: Services
+) -> None:
+    use(running, "x_ratelimit")
+    client = await running.connect()
+    seen = random.Random(20261128)
+    for number in range(800):
+        sent, passed = ANSWERS[min(seen.randrange(8), 4)]
+        running.upstream.answer = answering(sent + b"hi")
+        is_told = seen.random() < 0.6
+        services.verdicts = [hold(TOLD._replace(left=number)) if is_told else hold()]
+        head = await answer_of(client)
+        own = b"X-RateLimit-Limit: 60\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: 61\r\n" % number
+        assert head == passed + (own if is_told and THEIRS not in passed else b"") + b"\r\n", number
+    assert len(running.relay.upstream_pool.known_answers) == len(ANSWERS)

@@ -55,7 +55,7 @@ class Services:
     def void(self, hold: Hold) -> None:
         self.voided.append(hold)
 
-    def finished(self, hold: Hold, _: int) -> None:
+    def finished(self, hold: Hold, *_: int) -> None:
         """The charge is in the event."""
 
     def append(self, event: Any) -> None:
