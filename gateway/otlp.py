@@ -43,6 +43,7 @@ class Spans:
         self._waiting: deque[Observation] = deque()
         self._client = httpx.AsyncClient(timeout=SEND_TIMEOUT_S, headers=settings.header_fields)
         self._failing = False
+        self._under_way = 0  # of those that were taken to be sent, what has not come to an end
         self._counters = {
             result: metrics.counter("castgate_traces_total", result=result) for result in ("sent", "dropped", "failed")
         }
@@ -72,11 +73,13 @@ class Spans:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while self._waiting:
                     await self._send()
+        self._counters["dropped"].add(self._under_way + len(self._waiting))
         await self._client.aclose()
 
     async def _send(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MAX))]
         error = ""
+        self._under_way = len(batch)
         try:
             answer = await self._client.post(self._url, json=document(batch))
             if answer.status_code >= 300:
@@ -84,6 +87,7 @@ class Spans:
         except self._failure as failure:
             error = str(failure) or type(failure).__name__
         self._counters["failed" if error else "sent"].add(len(batch))
+        self._under_way = 0
         if bool(error) != self._failing:
             self._failing = bool(error)
             if error:

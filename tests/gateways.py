@@ -29,7 +29,7 @@ class RunningGateway:
     base_url: str
     admin_url: str
     process: "subprocess.Popen[str]"
-    log: deque[str] = field(default_factory=lambda: deque(maxlen=500))
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=5000))
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=5) as response:

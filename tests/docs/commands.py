@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMANDS = ("sh", "console")
-OTHERS = ("yaml", "text", "json", "lua", "sql", "ini", "python")
+OTHERS = ("yaml", "text", "json", "lua", "sql", "ini", "python")  # none of them is typed
 # What a line in an indented block would begin with if it were to be typed.
 TYPED = re.compile(
     r"\$ |(?:castgate|curl|kill -[A-Z]+|fly|docker|systemctl|journalctl|pip|python3?|psql|redis-cli|\./dev) "
