@@ -5,6 +5,7 @@ from xml.sax.saxutils import escape
 from bench import report
 from bench.figures import Figures
 from bench.scenarios import THROUGHPUT
+from bench.targets import CAST_BODY
 
 _WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 860, 230, 170
 _BAR, _GAP, _TOP = 22, 10, 58
@@ -26,10 +27,10 @@ def chart(figures: Figures) -> str:
     values = {row: figures.median(THROUGHPUT, row, "requests_per_s") or 0.0 for row in rows}
     largest = max([1.0, *values.values()])
     room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
-    title = f"Requests a second through one core, {found['title'] if found else ''}, 33-byte POST"
+    title = f"Requests a second through one core, {found['title'] if found else ''}, POST of {len(CAST_BODY)} bytes"
     lines = [
         _text(16, 24, title, "title"),
-        _text(16, 42, "with p99 latency; longer is better", "small"),
+        _text(16, 42, "longer bars are better; behind the dot, the p99 latency", "small"),
     ]
     for place, (row, value) in enumerate(sorted(values.items(), key=lambda item: -item[1])):
         y = _TOP + place * (_BAR + _GAP)

@@ -61,6 +61,7 @@ _LIMITS = tuple(
     for period in ("monthly", "daily", "weekly")
 )
 _IDENTIFY = "SELECT key_sha256 AS hash, user_id::text AS account_id FROM api_keys WHERE key_sha256 = ANY($1::text[])"
+# All in this month, so that they are in the partition that is written to.
 _FILL = """
 INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome, cast_id,
                           request_id)
@@ -68,8 +69,8 @@ SELECT (lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0')
         || '7' || substr(md5(number::text), 1, 19))::uuid,
        md5('filler-' || number % 20000)::uuid::text, 'cast', moment, 1000000, 200, 'posted',
        md5(number::text)::uuid::text, md5(number::text)
-FROM (SELECT number, now() - interval '30 days' + number * interval '800 milliseconds' AS moment
-      FROM generate_series($1::bigint, $2::bigint) AS number) AS filler
+FROM (SELECT number, month + (now() - month) * (number::float8 / $3) AS moment
+      FROM generate_series($1::bigint, $2::bigint) AS number, date_trunc('month', now(), 'UTC') AS month) AS filler
 """
 _FILL_AT_ONCE = 200_000
 
@@ -191,13 +192,14 @@ async def ledger_rows(postgres: _Postgres, _redis_url: str, scale: float) -> tup
     for wanted in _scaled(LEDGER_ROWS, scale):
         click.echo(f"{wanted:,} rows in the ledger …", err=True)
         for begin in range(there + 1, wanted + 1, _FILL_AT_ONCE):
-            await postgres.connection.execute(_FILL, begin, min(begin + _FILL_AT_ONCE - 1, wanted))
+            await postgres.connection.execute(_FILL, begin, min(begin + _FILL_AT_ONCE - 1, wanted), LEDGER_ROWS[-1])
         there = wanted
         await postgres.connection.execute("VACUUM (ANALYZE) usage_events")
         await postgres.connection.execute("CHECKPOINT")
         rows.append((wanted, (await _write(postgres, accounts, _LIMITS[:1]),)))
     size = await postgres.connection.fetchrow(
-        "SELECT pg_total_relation_size('usage_events') AS bytes, count(*) AS rows FROM usage_events"
+        "SELECT (SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('usage_events'))::float8 AS bytes,"
+        " count(*) AS rows FROM usage_events"
     )
     assert size is not None
     title = "rows in the ledger: µs of CPU a call, batches of 64 of 100 accounts"

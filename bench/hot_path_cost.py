@@ -48,6 +48,7 @@ WAVE = 64  # calls at once, and rows of one ledger write
 WARM_UP_WAVES = 3
 WAVES = 5
 WAVE_TIMEOUT_S = 30.0
+FUNCTIONS_SHOWN = 40
 NO_POLICY, EVERYTHING, NEW_HEADS = "no policy", "everything on", "everything on, a new head each time"
 KINDS = (NO_POLICY, EVERYTHING, NEW_HEADS)
 # What config.yaml says, and what it says here: a ledger write is due when a wave is complete, and never before.
@@ -81,8 +82,9 @@ class Meter:
     def __init__(self) -> None:
         self.instructions: Counter[str] = Counter()
         self.c_calls: Counter[str] = Counter()
+        self.functions: Counter[str] = Counter()  # instructions of each
         self._parts: dict[CodeType, str] = {}
-        self._counting: dict[str, Callable[[FrameType, str, Any], Any]] = {}
+        self._counting: dict[CodeType, Callable[[FrameType, str, Any], Any]] = {}
         self._skipped: FrameType | None = None  # runs by the clock: neither it nor what it calls counts
         self._standing: frozenset[asyncio.Task[Any]] = frozenset()
 
@@ -124,17 +126,19 @@ class Meter:
             self._skipped = frame
             return self._skip
         frame.f_trace_opcodes = True
-        counting = self._counting.get(part)
+        counting = self._counting.get(frame.f_code)
         if counting is None:
-            counting = self._counting[part] = self._counting_of(part)
+            counting = self._counting[frame.f_code] = self._counting_of(part, frame.f_code)
         return counting
 
-    def _counting_of(self, part: str) -> Callable[[FrameType, str, Any], Any]:
-        instructions = self.instructions
+    def _counting_of(self, part: str, code: CodeType) -> Callable[[FrameType, str, Any], Any]:
+        instructions, functions = self.instructions, self.functions
+        function = f"{code.co_qualname} ({Path(code.co_filename).name})"
 
         def count(_frame: FrameType, event: str, _arg: Any) -> Any:
             if event == "opcode":
                 instructions[part] += 1
+                functions[function] += 1
             return count
 
         return count
@@ -194,6 +198,7 @@ class Cost:
     c_calls: dict[str, float] = field(default_factory=dict)
     redis: dict[str, float] = field(default_factory=dict)
     postgres_statements: float = 0.0
+    functions: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As it is recorded."""
@@ -297,6 +302,7 @@ class _Bench:
         random.seed(1)  # of which requests the stages are timed
         self._meter.instructions.clear()
         self._meter.c_calls.clear()
+        self._meter.functions.clear()
         self._redis.clear()
         self._statements = 0
         with self._meter.on():
@@ -308,6 +314,7 @@ class _Bench:
             c_calls={part: count / calls for part, count in self._meter.c_calls.items()},
             redis={name: count / calls * 1000 for name, count in self._redis.items()},
             postgres_statements=self._statements / calls * 1000,
+            functions={name: count / calls for name, count in self._meter.functions.most_common(FUNCTIONS_SHOWN)},
         )
 
 
@@ -339,8 +346,8 @@ async def _measured(place: Place, config: Path, api_key: str) -> dict[str, Cost]
         await worker.stop()
 
 
-def measured(database_url: str, redis_url: str) -> dict[str, Any]:
-    """The figures of this version of Python, as they are recorded; the stores are empty ones."""
+def measured(database_url: str, redis_url: str) -> dict[str, Cost]:
+    """The figures of this version of Python by kind; the stores are empty ones."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="castgate-cost-")))
         upstream_url = stack.enter_context(fast_upstream())
@@ -357,8 +364,7 @@ def measured(database_url: str, redis_url: str) -> dict[str, Any]:
         config = folder / "config.yaml"
         config.write_text(text)
         (folder / "policies").symlink_to(REPOSITORY / "policies")
-        costs = uvloop.run(_measured(place, config, account.api_key))
-    return {kind: cost.as_json() for kind, cost in costs.items()}
+        return uvloop.run(_measured(place, config, account.api_key))
 
 
 def differences(recorded: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
@@ -396,7 +402,8 @@ def recorded_figures() -> dict[str, Any]:
 @click.option("--redis-url", help="An empty database; default: an embedded Redis.")
 @click.option("--record", is_flag=True, help="Keep the figures as this Python's, and print what has changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(database_url: str | None, redis_url: str | None, record: bool, as_json: bool) -> None:
+@click.option("--functions", is_flag=True, help="Print the functions that most instructions are in.")
+def main(database_url: str | None, redis_url: str | None, record: bool, as_json: bool, functions: bool) -> None:
     """Count what a call costs a worker; exit code 1 where it is a tenth off what was recorded."""
     with contextlib.ExitStack() as stack:
         if database_url is None or redis_url is None:
@@ -404,9 +411,16 @@ def main(database_url: str | None, redis_url: str | None, record: bool, as_json:
             database_url = database_url or stack.enter_context(embedded_postgres(folder / "postgres")).url
             redis_url = redis_url or stack.enter_context(embedded_redis(folder / "redis", ephemeral=True)).url
         try:
-            found = measured(database_url, redis_url)
+            costs = measured(database_url, redis_url)
         except BenchError as error:
             raise click.ClickException(str(error)) from None
+    found = {kind: cost.as_json() for kind, cost in costs.items()}
+    if functions:
+        for kind, cost in costs.items():
+            click.echo(f"{kind}: instructions by function")
+            for name, figure in cost.functions.items():
+                click.echo(f"{figure:>8.1f}  {name}")
+        return
     if as_json:
         click.echo(json.dumps(found))
         return

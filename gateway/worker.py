@@ -17,7 +17,7 @@ import zoneinfo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
@@ -42,7 +42,6 @@ from gateway.maintain import MonthsAhead
 from gateway.metrics import FAMILIES, Metrics, exposition
 from gateway.observer import Observer
 from gateway.otlp import Spans
-from gateway.outbox import Outbox
 from gateway.payments import Payments
 from gateway.policy.routes import RouteTable
 from gateway.policy.rules import Rules
@@ -61,6 +60,9 @@ from gateway.tls import ListenerTls
 from gateway.upstream_addresses import WAITING_MAX, new_upstream
 from gateway.usage_events import UsageEvent, WindowUsage
 from gateway.vitals import Vitals
+
+if TYPE_CHECKING:
+    from gateway.outbox import Outbox
 
 # Connections to the hosted application cost two file descriptors each and no network.
 _HOSTED_CONNECTIONS_MAX = 64
@@ -133,8 +135,7 @@ class Worker:
             tasks=self._tasks,
             metrics=self._metrics,
         )
-        webhook = settings.soft_limits.webhook
-        self._outbox = Outbox(self._database, webhook, self._tasks, self._metrics) if webhook.url else None
+        self._outbox = self._new_outbox() if settings.soft_limits.webhook.url else None
         self._soft_limits = SoftLimits(
             database=self._database,
             accounts=self._accounts,
@@ -207,6 +208,11 @@ class Worker:
         for event in events:
             self._admission.orphans.pending.pop(event.event_id, None)
             self._admission.orphans.pending_rows.discard(event.event_id)
+
+    def _new_outbox(self) -> "Outbox":
+        from gateway.outbox import Outbox  # noqa: PLC0415  with httpx, which is 3 MiB, for workers that call webhooks
+
+        return Outbox(self._database, self._settings.soft_limits.webhook, self._tasks, self._metrics)
 
     def _new_billing(self, payments: Payments) -> Billing:
         return Billing(

@@ -70,7 +70,6 @@ class ClientConnection(asyncio.Protocol):
         "_last_bytes",
         "_last_head",
         "_parser",
-        "_reading_paused",
         "_relay",
         "_requests",
         "_skipping_head",
@@ -84,6 +83,7 @@ class ClientConnection(asyncio.Protocol):
         "peer",
         "phase",
         "proto",
+        "reading_paused",
         "transport",
         "writable",
     )
@@ -103,7 +103,7 @@ class ClientConnection(asyncio.Protocol):
         self._last_head = b""
         self._last_bytes = 0
         self._unparsed: bytes | None = None  # bytes after a request that asks for an upgrade
-        self._reading_paused = False
+        self.reading_paused = False
         self._discarded_bytes = 0
         self._advancing = False
         self._unsent_bytes = 0
@@ -461,17 +461,17 @@ class ClientConnection(asyncio.Protocol):
             is_full = waiting_bytes > bytes_max or len(self._requests) > _PIPELINED_MAX
         if is_full:
             self.pause_reading()
-        else:
+        elif self.reading_paused:
             self.resume_reading()
 
     def pause_reading(self) -> None:
-        if not self._reading_paused and self.phase != CLOSED:
-            self._reading_paused = True
+        if not self.reading_paused and self.phase != CLOSED:
+            self.reading_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._reading_paused and self.phase != CLOSED:
-            self._reading_paused = False
+        if self.reading_paused and self.phase != CLOSED:
+            self.reading_paused = False
             self.transport.resume_reading()
 
     def exchange_done(self, *, keep_alive: bool) -> None:
@@ -483,6 +483,11 @@ class ClientConnection(asyncio.Protocol):
             return
         if not keep_alive or self._relay.draining:
             self._finish(linger=not exchange.request.complete)
+            return
+        if self._unparsed is None and not self._requests and not self._advancing and self.phase == BUSY:
+            self._await_request()  # nearly always; as _advance would
+            if self.reading_paused:
+                self.resume_reading()
             return
         if self._unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
             rest, self._unparsed = self._unparsed, None

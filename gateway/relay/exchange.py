@@ -345,7 +345,8 @@ class Exchange:
             self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
         self._take_body(parts)
         upstream.write(b"".join(parts))
-        client.update_reading()
+        if client.reading_paused or not request.complete:
+            client.update_reading()
 
     def _forwarded_head(self, pool: "Pool | Balancer") -> bytes:
         """The head's lines that are the same for every request with the same head on this connection."""

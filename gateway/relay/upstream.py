@@ -353,7 +353,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Serves this exchange from here on."""
         self.exchange = exchange
         self._interims = 0
-        self._begin_answer()
+        if self._at_start:  # nothing was parsed since: the last answer was a known one, or there was none
+            self.status = 0
+            self.head_done = self.complete = self._has_length = False
+        else:
+            self._begin_answer()
 
     @property
     def is_silent(self) -> bool:
