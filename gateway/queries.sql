@@ -473,7 +473,7 @@ SELECT account_id FROM page WHERE account_id IS NOT NULL AND place > 0 ORDER BY 
 -- Reconcile: the counters of accounts ($1) beside the sums of their events, of one snapshot, in which they are equal. What
 -- was dropped is in the totals; other windows that begin before the newest month that was dropped are left out. An account
 -- with events and no total has one that says NULL. $2: whether all of them; else those whose window is open, and no totals,
--- whose sums are long.
+-- whose sums are long. Free tiers are among them, in units.
 SELECT counter.account_id, counter.period || '/' || counter.time_zone || '/' || counter.week_start AS kind,
        (extract(epoch FROM counter.window_start) * 1000)::bigint AS start_ms,
        (extract(epoch FROM counter.window_end) * 1000)::bigint AS end_ms,
@@ -506,6 +506,17 @@ LEFT JOIN LATERAL (
 WHERE $2 AND past.calls + coalesce(archived.calls, 0) > 0 AND NOT EXISTS (
     SELECT FROM usage_counters AS counter WHERE counter.account_id = asked.account_id AND counter.period = 'total'
 )
+UNION ALL
+SELECT tier.account_id, tier.kind, (extract(epoch FROM tier.window_start) * 1000)::bigint,
+       (extract(epoch FROM tier.window_end) * 1000)::bigint, tier.window_end > now(), tier.used_units, 0, past.units, 0
+FROM usage_units AS tier
+CROSS JOIN LATERAL (
+    SELECT least(coalesce(sum(event.units), 0), 9007199254740991)::bigint AS units FROM usage_events AS event
+    WHERE event.account_id = tier.account_id AND event.policy = tier.policy
+      AND event.occurred_at >= tier.window_start AND event.occurred_at < tier.window_end
+) AS past
+WHERE tier.account_id = ANY($1::text[]) AND ($2 OR tier.window_end > now())
+  AND tier.window_start >= ALL (SELECT until FROM usage_months_dropped)
 ORDER BY 1, 4, 2;
 
 -- name: reconcile_casts
