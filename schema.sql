@@ -322,7 +322,7 @@ CREATE UNLOGGED TABLE gateway_workers (
     in_postgres boolean NOT NULL DEFAULT false  -- all that its calls hold is in usage_holds
 );
 
--- GEN
+
 -- What a free tier has counted in a window: the sum of the units of its events, up to 2^53 - 1.
 CREATE TABLE usage_units (
     account_id   text COLLATE "C" NOT NULL,
@@ -1044,7 +1044,7 @@ BEGIN
     RETURN repaired;
 END
 $$;
--- END
+
 
 -- The lowest id of a moment, and the moment of an id.
 CREATE OR REPLACE FUNCTION castgate_usage_id(at timestamptz) RETURNS uuid

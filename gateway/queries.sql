@@ -73,6 +73,30 @@ SELECT * FROM castgate_admit(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23
 );
 
+-- name: billed_keys
+-- Which calls ($1 accounts, $2 policies, $3 idempotency keys) have a key that is billed, and that counts for at least $4 more
+-- seconds; in the order asked.
+SELECT EXISTS (
+           SELECT FROM billed_keys AS billed
+           WHERE billed.account_id = asked.account_id AND billed.policy = asked.policy AND billed.key = asked.key
+             AND billed.expires_at > now() + make_interval(secs => $4)
+       ) AS is_billed
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS asked(account_id, policy, key, place)
+ORDER BY asked.place;
+
+-- name: forget_keys
+-- Deletes at most $2 idempotency keys whose life has been over for $1 seconds; several gateways may.
+WITH over AS (
+    SELECT account_id, policy, key FROM billed_keys
+    WHERE expires_at < now() - make_interval(secs => $1)
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM billed_keys AS billed USING over
+    WHERE billed.account_id = over.account_id AND billed.policy = over.policy AND billed.key = over.key
+    RETURNING 1
+)
+SELECT count(*) AS forgotten FROM gone;
+
 -- name: free_units_used
 -- What free tiers have counted: $1 accounts, $2 policies, $3 kinds, $4 and $5 start and end of the window in ms, in the order
 -- asked. Makes no row: what is committed now is all that is asked.
