@@ -322,7 +322,7 @@ CREATE UNLOGGED TABLE gateway_workers (
     in_postgres boolean NOT NULL DEFAULT false  -- all that its calls hold is in usage_holds
 );
 
--- GEN
+
 -- What a free tier has counted in a window: the sum of the units of its events, up to 2^53 - 1.
 CREATE TABLE usage_units (
     account_id   text COLLATE "C" NOT NULL,
@@ -1037,6 +1037,8 @@ BEGIN
               AND event.occurred_at >= known.window_start AND event.occurred_at < known.window_end
         ) AS sums
         WHERE known.account_id = ANY(account_ids)
+          -- Of a window that begins before that, events are gone: its count is all that is known.
+          AND known.window_start >= ALL (SELECT until FROM usage_months_dropped)
     ) AS past
     WHERE counter.account_id = past.account_id AND counter.kind = past.kind AND counter.window_end = past.window_end
       AND past.units <> past.used_units;
@@ -1044,7 +1046,7 @@ BEGIN
     RETURN repaired;
 END
 $$;
--- END
+
 
 -- The lowest id of a moment, and the moment of an id.
 CREATE OR REPLACE FUNCTION castgate_usage_id(at timestamptz) RETURNS uuid

@@ -28,6 +28,7 @@ from gateway.admission_ladder import RETRY_AFTER_MS, Ladder
 from gateway.admission_lane import HANDOVER, Lane
 from gateway.admission_orphans import CHARGE, Orphans
 from gateway.admission_refresh import Facts, Refresh
+from gateway.admission_repeats import Repeats
 from gateway.admission_restore import Fleet
 from gateway.admission_settle import Seed
 from gateway.breaker import announcer
@@ -141,6 +142,7 @@ class Admission:
         ]
         self._shapes: dict[tuple[int, str], Shape] = {}
         self._refresh = Refresh(accounts, tasks, self._loop.time, self._again, self._undecided)
+        self._repeats = Repeats(database, tasks, again=self._again, tell=self._tell)
         self.ladder = Ladder(
             worker_id=worker_id,
             database=database,
@@ -163,6 +165,7 @@ class Admission:
             hold_ttl_s=settings.hold_ttl_s,
             append=ledger.append,
             on_orphan=self._on_orphan,
+            keys_kept_s=settings.ledger.spool.age_max_s,
             metrics=metrics,
         )
         self._sweeper: asyncio.Task[None] | None = None
@@ -205,7 +208,7 @@ class Admission:
             self._shapes[id(policy), plan] = shape
         ask.shape = shape
         if shape.tier is not None:
-            ask.units = shape.tier.hold_units
+            ask.units = 0 if ask.is_repeat else shape.tier.hold_units
         ask.hold_id = event_id() if ask.hold_microcents > 0 or shape.has_slots else ""
         if account is None:
             ask.known = None
@@ -304,7 +307,7 @@ class Admission:
         assert known is not None
         if code == _BUDGET:
             need = outcome[3] if len(outcome) > 3 else ask.hold_microcents
-            self._tell(ask, self._exhausted(ask, outcome[1], outcome[2], need, now_ms))
+            self._exhausted(ask, outcome[1], outcome[2], need, now_ms)
         elif not isinstance(account.admission, Known) or not account.admission.has(
             known
         ):  # more was learnt meanwhile, for another ask
@@ -348,11 +351,14 @@ class Admission:
             return False
         return ask.doubts < (1 if taken <= known.limits[place].hard_limit_microcents else DOUBTS_MAX)
 
-    def _exhausted(self, ask: Ask, place: int, taken: int, need: int, now_ms: int) -> BudgetExceeded:
+    def _exhausted(self, ask: Ask, place: int, taken: int, need: int, now_ms: int) -> None:
         assert ask.known is not None
         verdict = _budget_exceeded(ask.known, place, taken, need, now_ms)
         ask.known.exhausted = verdict
-        return verdict
+        if ask.key:
+            self._repeats.refused(ask, verdict)
+        else:
+            self._tell(ask, verdict)
 
     def _stale(self, ask: Ask, at_least: int) -> None:
         assert ask.account is not None
@@ -397,7 +403,9 @@ class Admission:
         if ask is None:
             return
         tier = ask.shape.tier
-        if tier is not None:
+        if ask.is_repeat:
+            actual_microcents = units = 0
+        elif tier is not None:
             units = tier.held_units(units, actual_microcents)
         if actual_microcents != hold.amount_microcents or units != ask.units or ask.shape.has_slots:
             ask.hold_microcents = actual_microcents

@@ -48,6 +48,7 @@ class Ask:
     done: Callable[[Verdict], None]
     weights: tuple[int, ...] | None = None
     key: str = ""  # a digest of the call's idempotency key
+    is_repeat: bool = field(init=False, default=False)  # the key is billed: the call holds nothing
     # Admission's own from here on.
     lane: "Lane" = field(init=False)
     known: "Known | None" = field(init=False)

@@ -49,7 +49,7 @@ class Ladder:
         lanes: Sequence[Lane],
         holds: Callable[[], Sequence[Ask]],
         admit: Callable[[Ask, int], Verdict],
-        budget_exceeded: Callable[[Ask, int, int, int, int], Verdict],
+        budget_exceeded: Callable[[Ask, int, int, int, int], None],
         rate_limited: Callable[[Ask, int, int], Verdict],
         stale: Callable[[Ask, int], None],
         tell: Callable[[Ask, Verdict], None],
@@ -57,7 +57,8 @@ class Ladder:
         tasks: "Tasks",
         metrics: "Metrics",
     ) -> None:
-        """``admit`` gives the verdict on a call that passes here; ``stale`` takes an ask whose facts are too old."""
+        """``admit`` gives the verdict on a call that passes here; ``stale`` takes an ask whose facts are too old,
+        ``budget_exceeded`` one that a budget refuses."""
         self.rung = REDIS
         self._lanes = lanes
         self._holds = holds
@@ -234,7 +235,7 @@ class Ladder:
                 self._stale(ask, detail)
             elif code == _BUDGET:
                 self._outcomes["budget"].add()
-                self._tell(ask, self._budget_exceeded(ask, place, detail, need, now_ms))
+                self._budget_exceeded(ask, place, detail, need, now_ms)
             else:
                 assert denial is not None
                 self._outcomes["rate"].add()

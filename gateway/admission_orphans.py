@@ -14,9 +14,11 @@ the hold's id, and ``usage_events`` takes an id once.
 
 A hold found is charged as ``expired`` with its own id and amount (or voided, where the policy says so). It stays in the
 dead worker's book until the ledger has the event; if its finder dies too, the next one finds it again.
+The same round forgets idempotency keys that are long over.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
+from gateway.admission_repeats import forget_keys
 from gateway.database import QUERIES, StoreError
 from gateway.ledger import UsageEvent
 from gateway.redis_store import RedisLostError
@@ -54,6 +57,7 @@ class Orphans:
         hold_ttl_s: float,
         append: Callable[[UsageEvent], None],
         on_orphan: Callable[[str], str],
+        keys_kept_s: float,
         metrics: "Metrics",
     ) -> None:
         self._lanes = lanes
@@ -64,6 +68,7 @@ class Orphans:
         self._hold_ttl_s = hold_ttl_s
         self._append = append
         self._on_orphan = on_orphan
+        self._keys_kept_s = keys_kept_s
         # Hold id -> the dead worker whose book it is in, until the ledger has its event. Bounded by what is found.
         self.pending: dict[str, str] = {}
         self._voided = metrics.counter("castgate_holds_settled_total", how="voided")
@@ -80,6 +85,8 @@ class Orphans:
                     await self.sweep(lane)
             if self._database is not None:
                 await self.sweep_postgres(self._database)
+                with contextlib.suppress(StoreError, asyncpg.PostgresError):  # the next sweep does it
+                    await forget_keys(self._database, self._keys_kept_s)
 
     async def sweep_postgres(self, database: "Database") -> int:
         """Take up the holds that dead workers left in Postgres. Returns how many."""

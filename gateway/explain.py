@@ -32,9 +32,11 @@ from gateway.policy.explanation import (
     BudgetStanding,
     Explanation,
     LimitStanding,
+    TierStanding,
     denial_of,
     reason_of,
 )
+from gateway.policy.free_tier import FreeTier
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import SHADOW, Policy
 from gateway.policy.verdicts import StoreUnavailable
@@ -146,10 +148,14 @@ async def _decided(
     taken: list[tuple[int, int]] | None
     try:
         ask = Ask(account, hold, policy, values, _nobody, weights)
-        now_ms, held, used, taken = await _standing(loaded, account, ask, shape)
+        now_ms, held, used, taken, tier = await _standing(loaded, account, ask, shape)
     except RedisLostError as error:
         notes.append(f"Redis is away ({error}): what is under way and the rate limits are not known")
-        now_ms, held, used, taken = time.time_ns() // 1_000_000, 0, {}, None
+        now_ms, held, used, taken, tier = time.time_ns() // 1_000_000, 0, {}, None, ()
+    free: TierStanding | None = None
+    if account is not None and shape.tier is not None:
+        free = await _tier_standing(account, shape, shape.tier, tier, database, now_ms)
+        hold = free.need_microcents
     budgets: list[BudgetStanding] = []
     if account is not None:
         if len(used) < len(account.limits):
@@ -169,7 +175,7 @@ async def _decided(
     notes += passed
     if taken is None:  # admission does not look at the ledger's sums then, but asks the policy
         denial = StoreUnavailable(retry_after_ms=1000) if policy.on_store_failure == "deny" else None
-    told |= {"budgets": budgets, "limits": limits, "notes": notes, "denial": denial}
+    told |= {"budgets": budgets, "limits": limits, "notes": notes, "denial": denial, "tier": free}
     if denial is None:
         if account is None:
             return Explanation(verdict=RELAYED, why="nobody is known by these credentials; the limits pass", **told)
@@ -228,9 +234,9 @@ class _NoLane:
 
 async def _standing(
     loaded: Loaded, account: Account | None, ask: Ask, shape: Shape
-) -> tuple[int, int, dict[str, int], list[tuple[int, int]]]:
-    """Redis' time, what the account holds, what it used by kind of window (those that Redis knows), and how far each
-    rate limit is taken and how long it has no room.
+) -> tuple[int, int, dict[str, int], list[tuple[int, int]], Sequence[int]]:
+    """Redis' time, what the account holds, what it used by kind of window (those that Redis knows), how far each
+    rate limit is taken and how long it has no room, and the free tier as ``lua/explain.lua`` says it.
 
     Raises RedisLostError.
     """
@@ -245,9 +251,11 @@ async def _standing(
             windows = windows_at(account.limits, now_ms) if account is not None else ()
             ask.shape, ask.hold_id = shape, ""
             ask.known = Known(account, cast("Lane", _NoLane), windows) if account is not None else None
+            if account is not None and ask.known is not None and shape.tier is not None:
+                ask.known, ask.units = ask.known.of_tier(account, shape, shape.tier, now_ms), shape.tier.hold_units
             text = batch_text(-1, 0, "", 0, [ask], "")
             keys = f"cg:{{{partition}}}:workers", f"cg:{{{partition}}}:h:explain"
-            now_ms, _, held, used, taken = await link.call("EVAL", EXPLAIN.source, 2, *keys, text)
+            now_ms, _, held, used, taken, tier = await link.call("EVAL", EXPLAIN.source, 2, *keys, text)
     except TimeoutError:
         raise RedisLostError(f"no answer within {settings.connect_timeout_s:g} s") from None
     finally:
@@ -258,7 +266,23 @@ async def _standing(
         for limit, window, (start, amount) in zip(limits, windows, used, strict=True)
         if start == window.start_ms
     }
-    return now_ms, held, known, [(count, wait_ms) for count, wait_ms in taken]
+    return now_ms, held, known, [(count, wait_ms) for count, wait_ms in taken], tier
+
+
+async def _tier_standing(
+    account: Account, shape: Shape, tier: FreeTier, told: Sequence[int], database: Database, now_ms: int
+) -> TierStanding:
+    """By what Redis ``told``, or the ledger where it did not. Raises StoreError."""
+    window = tier.window_at(now_ms)
+    if told:
+        used, held, need = told
+    else:
+        asked = (account.account_id, shape.policy.name, shape.tier_kind, window.start_ms, window.end_ms)
+        [row] = await database.fetch(QUERIES["free_units_used"], *([value] for value in asked))
+        used, held = row["used_units"], 0
+        over = max(0, min(tier.hold_units, used + tier.hold_units - tier.units))
+        need = -(-over * tier.hold_microcents // tier.hold_units)
+    return TierStanding(tier=tier, window=window, used_units=used, held_units=held, need_microcents=need)
 
 
 async def _from_ledger(account: Account, database: Database, now_ms: int) -> dict[str, int]:

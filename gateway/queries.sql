@@ -73,6 +73,30 @@ SELECT * FROM castgate_admit(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23
 );
 
+-- name: billed_keys
+-- Which calls ($1 accounts, $2 policies, $3 idempotency keys) have a key that is billed, and that counts for at least $4 more
+-- seconds; in the order asked.
+SELECT EXISTS (
+           SELECT FROM billed_keys AS billed
+           WHERE billed.account_id = asked.account_id AND billed.policy = asked.policy AND billed.key = asked.key
+             AND billed.expires_at > now() + make_interval(secs => $4)
+       ) AS is_billed
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS asked(account_id, policy, key, place)
+ORDER BY asked.place;
+
+-- name: forget_keys
+-- Deletes at most $2 idempotency keys whose life has been over for $1 seconds; several gateways may.
+WITH over AS (
+    SELECT account_id, policy, key FROM billed_keys
+    WHERE expires_at < now() - make_interval(secs => $1)
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM billed_keys AS billed USING over
+    WHERE billed.account_id = over.account_id AND billed.policy = over.policy AND billed.key = over.key
+    RETURNING 1
+)
+SELECT count(*) AS forgotten FROM gone;
+
 -- name: free_units_used
 -- What free tiers have counted: $1 accounts, $2 policies, $3 kinds, $4 and $5 start and end of the window in ms, in the order
 -- asked. Makes no row: what is committed now is all that is asked.
@@ -473,7 +497,7 @@ SELECT account_id FROM page WHERE account_id IS NOT NULL AND place > 0 ORDER BY 
 -- Reconcile: the counters of accounts ($1) beside the sums of their events, of one snapshot, in which they are equal. What
 -- was dropped is in the totals; other windows that begin before the newest month that was dropped are left out. An account
 -- with events and no total has one that says NULL. $2: whether all of them; else those whose window is open, and no totals,
--- whose sums are long.
+-- whose sums are long. Free tiers are among them, in units.
 SELECT counter.account_id, counter.period || '/' || counter.time_zone || '/' || counter.week_start AS kind,
        (extract(epoch FROM counter.window_start) * 1000)::bigint AS start_ms,
        (extract(epoch FROM counter.window_end) * 1000)::bigint AS end_ms,
@@ -506,6 +530,17 @@ LEFT JOIN LATERAL (
 WHERE $2 AND past.calls + coalesce(archived.calls, 0) > 0 AND NOT EXISTS (
     SELECT FROM usage_counters AS counter WHERE counter.account_id = asked.account_id AND counter.period = 'total'
 )
+UNION ALL
+SELECT tier.account_id, tier.kind, (extract(epoch FROM tier.window_start) * 1000)::bigint,
+       (extract(epoch FROM tier.window_end) * 1000)::bigint, tier.window_end > now(), tier.used_units, 0, past.units, 0
+FROM usage_units AS tier
+CROSS JOIN LATERAL (
+    SELECT least(coalesce(sum(event.units), 0), 9007199254740991)::bigint AS units FROM usage_events AS event
+    WHERE event.account_id = tier.account_id AND event.policy = tier.policy
+      AND event.occurred_at >= tier.window_start AND event.occurred_at < tier.window_end
+) AS past
+WHERE tier.account_id = ANY($1::text[]) AND ($2 OR tier.window_end > now())
+  AND tier.window_start >= ALL (SELECT until FROM usage_months_dropped)
 ORDER BY 1, 4, 2;
 
 -- name: reconcile_casts

@@ -41,7 +41,8 @@ OLD_HOLD_MS = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowLine:
-    """One window of an account, in microcents. None: not there (a counter), or not compared (Redis)."""
+    """One window of an account, in microcents; a free tier's in units. None: not there (a counter), or not compared
+    (Redis)."""
 
     kind: str
     start_ms: int
@@ -51,6 +52,10 @@ class WindowLine:
     redis: int | None
     calls_drift: int = 0
     redis_drift: int = 0
+
+    @property
+    def is_tier(self) -> bool:
+        return self.kind.startswith("free/")
 
     @property
     def counter_drift(self) -> int:
@@ -91,8 +96,9 @@ def totals(lines: Iterable[AccountLine]) -> dict[str, int]:
     """How far apart they are in all, in microcents; too much here and too little there do not cancel out."""
     total = dict.fromkeys(("counters", "redis", "held", "over", "casts"), 0)
     for line in lines:
-        total["counters"] += sum(abs(window.counter_drift) for window in line.windows)
-        total["redis"] += sum(abs(window.redis_drift) for window in line.windows)
+        money = [window for window in line.windows if not window.is_tier]
+        total["counters"] += sum(abs(window.counter_drift) for window in money)
+        total["redis"] += sum(abs(window.redis_drift) for window in money)
         total["held"] += abs(line.held_drift)
         total["over"] += line.over_microcents
         total["casts"] += line.casts_drift

@@ -177,6 +177,9 @@ def _rows(line: AccountLine) -> Iterable[tuple[str, ...]]:
 
 def _window_cells(window: WindowLine) -> tuple[str, ...]:
     counter = "missing" if window.counter is None else _cents(window.counter)
+    if window.is_tier:
+        told = tuple("-" if units is None else str(units) for units in (window.ledger, window.counter, window.redis))
+        return (window.kind, _date(window.start_ms), *told)
     return window.kind, _date(window.start_ms), _cents(window.ledger), counter, _cents(window.redis)
 
 
@@ -185,6 +188,12 @@ def _window_drift(window: WindowLine | None) -> Iterable[str]:
         return
     if window.counter is None:
         yield "counter is missing"
+    elif window.is_tier:
+        if window.counter_drift:
+            yield f"counter {window.counter_drift:+} units"
+        if window.redis_drift:
+            yield f"redis {window.redis_drift:+} units"
+        return
     elif window.counter_drift or window.calls_drift:
         yield f"counter {_signed(window.counter_drift)} cents, {window.calls_drift:+} calls"
     if window.redis_drift:

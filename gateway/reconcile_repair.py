@@ -63,8 +63,12 @@ async def repair(
 
 async def _repair_counters(lines: Sequence[AccountLine], database: Database, done: Repaired) -> None:
     for line in lines:
-        if any(window.counter_drift or window.calls_drift for window in line.windows):
+        if any(window.counter_drift or window.calls_drift for window in line.windows if not window.is_tier):
             row = await database.fetchrow(QUERIES["repair_usage"], [line.account_id])
+            assert row is not None
+            done.counters += row[0]
+        if any(window.counter_drift for window in line.windows if window.is_tier):
+            row = await database.fetchrow(QUERIES["repair_units"], [line.account_id])
             assert row is not None
             done.counters += row[0]
         lost = [window for window in line.windows if window.counter is None and not window.kind.startswith("total/")]
@@ -96,8 +100,15 @@ async def _repair_windows(
             redis.settled_of(account_id).use(account_id, kind, start_ms, used)
         if lower:
             exact.append(account_id)
+            tiers = {kind: window for kind, window in lower.items() if kind.startswith("free/")}
             redis.settled_of(account_id).seed(
-                Seed(account_id=account_id, version=versions.get(account_id, 0), usage=lower, exactly=True)
+                Seed(
+                    account_id=account_id,
+                    version=versions.get(account_id, 0),
+                    usage={kind: window for kind, window in lower.items() if kind not in tiers},
+                    exactly=True,
+                    tiers=tiers,
+                )
             )
     await redis.tell()
     if not exact:

@@ -58,7 +58,7 @@ JOIN = read_script("join")
 OPENS = read_script("opens")
 FACTS = read_script("facts")
 ORPHANS = read_script("orphans")
-DRIFT = read_script("drift")
+DRIFT = read_script("tiers", "drift")
 
 
 def encoded(*parts: str | int | bytes) -> bytes:

@@ -139,7 +139,7 @@ class _Holds:
             return
         now_ms = time.time() * 1000
         for usage in usages:
-            if usage.end_ms > now_ms or usage.end_ms >= FOREVER_MS:
+            if usage.end_ms > now_ms or usage.end_ms >= FOREVER_MS or usage.kind[0] == "f":  # as Admission.posted
                 settled = self.teller.settled_of(usage.account_id)
                 settled.use(usage.account_id, usage.kind, usage.start_ms, usage.used_microcents)
         self._remove(events, posted=True)

@@ -742,6 +742,8 @@ BEGIN
               AND event.occurred_at >= known.window_start AND event.occurred_at < known.window_end
         ) AS sums
         WHERE known.account_id = ANY(account_ids)
+          -- Of a window that begins before that, events are gone: its count is all that is known.
+          AND known.window_start >= ALL (SELECT until FROM usage_months_dropped)
     ) AS past
     WHERE counter.account_id = past.account_id AND counter.kind = past.kind AND counter.window_end = past.window_end
       AND past.units <> past.used_units;

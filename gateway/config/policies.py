@@ -41,6 +41,7 @@ from gateway.policy.rules import (
     RATE_LIMIT_HEADERS,
     SHADOW,
     Cost,
+    Idempotency,
     LogLines,
     Plan,
     Policy,
@@ -272,6 +273,18 @@ class LogSpec(Section):
         )
 
 
+class IdempotencySpec(Section):
+    """A call whose key was billed within its life, for the same account under the same policy, is not billed again."""
+
+    header: Annotated[FieldName, Field(description="the request's header that has the key")] = "Idempotency-Key"
+    life_ms: Annotated[int, duration_ms("1s", "31d")] = Field(
+        default=86_400_000, alias="life", description="how long a key counts after the call that was billed"
+    )
+
+    def compiled(self) -> Idempotency:
+        return Idempotency(header=self.header.lower(), life_ms=self.life_ms)
+
+
 class PolicySpec(Section):
     """One route's rules."""
 
@@ -309,6 +322,9 @@ class PolicySpec(Section):
         choice(*get_args(OnOrphan)),
         Field(description="its gateway died while the call was under way: charge or void"),
     ] = "charge"
+    idempotency: Annotated[
+        IdempotencySpec | None, present(), Field(description="calls with a key that was billed are not billed again")
+    ] = None
     body_bytes_max: Annotated[
         int | None,
         optional(size_bytes("0B", "1024GiB")),
@@ -346,10 +362,11 @@ class PolicySpec(Section):
             cast_id_pointer=self.record.cast_id.json_pointer if self.record.cast_id else None,
             body_bytes_max=self.body_bytes_max,
             log=self.log.compiled(),
+            idempotency=self.idempotency.compiled() if self.idempotency else None,
         )
         if not unidentified:
             return policy
-        return replace(policy, unidentified=replace(policy, rate_limits=unidentified, cost=Cost()))
+        return replace(policy, unidentified=replace(policy, rate_limits=unidentified, cost=Cost(), idempotency=None))
 
 
 class HardLimits(Section):

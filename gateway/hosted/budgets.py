@@ -16,6 +16,7 @@ from gateway.hosted.answers import NO_STORE, Cents, Problem, RefusedError, answe
 from gateway.hosted.body import read_json_object
 from gateway.hosted.budget_body import WEEKDAYS, BudgetBody, read_budget
 from gateway.hosted.caller import caller_of
+from gateway.hosted.free_tiers import free_tiers_of
 from gateway.hosted.query import Query, Reading, period, read_query
 from gateway.hosted.services import SERVICES, Services
 from gateway.hosted.standing import Standing, standing_of
@@ -51,9 +52,14 @@ async def list_budgets(request: web.Request) -> web.Response:
     account = await caller_of(request)
     query = read_query(request, PARAMETERS)
     wanted = _read_period(query)
-    picture = await _picture_of(request.app[SERVICES], account)
+    services = request.app[SERVICES]
+    picture = await _picture_of(services, account)
     shown = [_shown(budget, picture) for budget in picture.budgets if wanted in (None, budget.limit.period)]
-    return answer({"account_id": account.account_id, "plan": picture.plan, "budgets": shown})
+    told: dict[str, object] = {"account_id": account.account_id, "plan": picture.plan, "budgets": shown}
+    tiers = await free_tiers_of(services, account)
+    if tiers:
+        told["free_tiers"] = tiers
+    return answer(told)
 
 
 async def create_budget(request: web.Request) -> web.Response:

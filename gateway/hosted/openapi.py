@@ -66,7 +66,8 @@ def document(identity: Identity, *, metrics_public: bool, with_billing: bool = F
             "schemas": {
                 "BudgetBody": _budget_body_schema(),
                 "Budget": _budget_schema(),
-                "Budgets": _object(account_id={"type": "string"}, plan={"type": "string"}, budgets=_list("Budget")),
+                "Budgets": _budgets_schema(),
+                "FreeTier": _free_tier_schema(),
                 "Usage": _usage_schema(),
                 **(_billing_schemas() if with_billing else {}),
                 "Error": _error_schema(),
@@ -263,6 +264,26 @@ def _budget_schema() -> Json:
         remaining_cents=_CENTS,
         window_start={**_INSTANT, "description": "When this period began; null for a total."},
         resets_at={**_INSTANT, "description": "When the next one begins; null for a total."},
+    )
+
+
+def _budgets_schema() -> Json:
+    schema = _object(account_id={"type": "string"}, plan={"type": "string"}, budgets=_list("Budget"))
+    tiers = {**_list("FreeTier"), "description": "There where a policy has a free tier."}
+    return {**schema, "properties": {**schema["properties"], "free_tiers": tiers}}
+
+
+def _free_tier_schema() -> Json:
+    count = {"type": "integer", "minimum": 0}
+    return _object(
+        policy={"type": "string"},
+        period={"type": "string", "enum": list(PERIODS)},
+        timezone=_time_zone_schema(),
+        unit={"type": "string", "enum": ["call", "unit"]},
+        free_units={**count, "description": "How many of a period cost nothing."},
+        used_units={**count, "description": "By calls that have ended, those that were paid for among them."},
+        remaining_units=count,
+        resets_at={**_INSTANT, "description": "When the next period begins; null for a total."},
     )
 
 

@@ -1,6 +1,7 @@
 -- What admit.lua would find for one call, without taking anything: reads only, by the same functions. gateway/explain.py
 -- sends it after input, accounts and limits_*; KEYS and ARGV are those of input.lua, with one call.
--- Reply  [now_ms, version of the account's facts or -1, held, [[window start or -1, used], …], [[taken, wait_ms], …]]
+-- Reply  [now_ms, version of the account's facts or -1, held, [[window start or -1, used], …], [[taken, wait_ms], …], tier]
+--          tier: [] where there is none or nobody has told; else [used units, held units, microcents the call would hold]
 
 -- How much of a limit is taken, by algorithm.
 local taken_of = {
@@ -10,10 +11,10 @@ local taken_of = {
   c = function(state) return state.count end,
 }
 
-local account_index, _, shape_index, weights, values = unpack(input[5][1])
+local account_index, _, shape_index, weights, values, _, units = unpack(input[5][1])
 local shape = input[4][shape_index]
 if weights == 0 then weights = shape[3] end
-local reply = {now, -1, 0, {}, {}}
+local reply = {now, -1, 0, {}, {}, {}}
 local entry = input[3][account_index]
 if entry then
   local account = account_load(entry[1], entry[3])
@@ -21,6 +22,13 @@ if entry then
   reply[3] = account.held
   for i, window in ipairs(entry[3]) do
     reply[4][i] = {account.start[window[1]] or -1, account.used[window[1]]}
+  end
+  local row = entry[5]
+  local tier = row and tier_window(account, row[1], row[2])
+  if tier and tier[TIER_USED] then
+    tier[TIER_LIMIT], tier[TIER_NUM], tier[TIER_DEN] = row[4], row[5], row[6]
+    local held = tier[TIER_HELD]
+    reply[6] = {tier[TIER_USED], held, tier_reserve(tier, held + units) - tier_reserve(tier, held)}
   end
 end
 for i, row in ipairs(shape[2]) do

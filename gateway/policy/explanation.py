@@ -6,7 +6,8 @@ from typing import Any
 
 from gateway.policy.answers import instant_text
 from gateway.policy.budgets import BudgetLimit
-from gateway.policy.effective import cents_words, cost_text
+from gateway.policy.effective import cents_words, cost_text, free_text
+from gateway.policy.free_tier import FreeTier
 from gateway.policy.money import Cents, cents_text
 from gateway.policy.periods import FOREVER_MS, Window
 from gateway.policy.rules import SHADOW, Policy, RateLimit
@@ -60,6 +61,44 @@ class BudgetStanding:
             f"{self.limit.period}{zone}: {cents_text(self.used_microcents)} used + {cents_text(self.held_microcents)} "
             f"held of {cents_words(self.limit.hard_limit_microcents)}, {resets}; {verdict}"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStanding:
+    """The policy's free tier, in the window that now is. Units are smallest units."""
+
+    tier: FreeTier
+    window: Window
+    used_units: int
+    held_units: int  # by calls under way
+    need_microcents: int  # what this call would hold for its units beyond the free ones
+
+    @property
+    def left_units(self) -> int:
+        return max(0, self.tier.units - self.used_units - self.held_units)
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "period": self.tier.period,
+            "time_zone": self.tier.time_zone,
+            "unit": "call" if self.tier.is_by_call else "unit",
+            "free_units": units_text(self.tier.units, self.tier.scale),
+            "used_units": units_text(self.used_units, self.tier.scale),
+            "held_units": units_text(self.held_units, self.tier.scale),
+            "left_units": units_text(self.left_units, self.tier.scale),
+            "resets_at": None if self.window.end_ms >= FOREVER_MS else instant_text(self.window.end_ms),
+        }
+
+    def line(self) -> str:
+        told = (units_text(units, self.tier.scale) for units in (self.used_units, self.held_units, self.left_units))
+        used, held, left = told
+        return f"the first {free_text(self.tier)}: {used} used + {held} held, {left} left"
+
+
+def units_text(units: int, scale: int) -> str:
+    """Smallest units as units: ``1000``, ``0.25``."""
+    whole, part = divmod(units, scale)
+    return f"{whole}.{part:0{len(str(scale)) - 1}d}".rstrip("0") if part else str(whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +171,13 @@ class Explanation:
     identified_by: str | None = None
     budgets: Sequence[BudgetStanding] = ()
     limits: Sequence[LimitStanding] = ()
+    tier: TierStanding | None = None
     notes: Sequence[str] = ()
 
     @property
     def hold_microcents(self) -> int:
+        if self.tier is not None:
+            return self.tier.need_microcents
         return self.policy.cost.hold_microcents if self.policy is not None and self.account_id is not None else 0
 
     def data(self) -> dict[str, Any]:
@@ -162,6 +204,7 @@ class Explanation:
             else {"id": self.account_id, "plan": self.plan, "identified_by": self.identified_by},
             "budgets": [budget.data(self.hold_microcents) for budget in self.budgets],
             "rate_limits": [limit.data(self.plan) for limit in self.limits],
+            **({"free_tier": self.tier.data()} if self.tier is not None else {}),
             "notes": list(self.notes),
         }
 
@@ -176,6 +219,8 @@ class Explanation:
                 yield "account   none: nobody is known by these credentials"
             elif self.account_id is not None:
                 yield f"account   {self.account_id} by {self.identified_by}, plan {self.plan}"
+        if self.tier is not None:
+            yield f"free tier {self.tier.line()}"
         for place, budget in enumerate(self.budgets):
             yield ("          " if place else "budgets   ") + budget.line(self.hold_microcents)
         for place, limit in enumerate(self.limits):

@@ -31,6 +31,7 @@ from gateway.relay import conformance, heads
 from gateway.relay.added import Added
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
+from gateway.relay.idempotency import BadKeyError, idempotency_key
 from gateway.relay.meter import Meter
 from gateway.relay.rate_keys import call_weights
 from gateway.usage_events import terms_at
@@ -69,6 +70,7 @@ class Exchange:
         "_ends_with_connection",
         "_hold",
         "_keep_alive",
+        "_key",
         "_metered",
         "_policy",
         "_pool",
@@ -96,6 +98,7 @@ class Exchange:
         self._account: Account | None = None
         self._credentials: Credentials | None = None
         self._hold: Hold | None = None
+        self._key = ""  # a digest of the idempotency key, where the policy has one
         self._metered = False  # admitted under a policy and not settled yet
         self._pool: Pool | Balancer | None = None
         self._request_id = b""
@@ -236,11 +239,19 @@ class Exchange:
             self._refuse(answers.error(503, "overloaded", message, retry_after_s=1), keep_alive=True)
             return
         self._asked = policy
+        key = ""
+        if policy.idempotency is not None:
+            try:
+                key = idempotency_key(policy.idempotency.header, self.request.lines)
+            except BadKeyError as error:
+                self._refuse(self._relay.bad_idempotency_key(str(error)), keep_alive=True)
+                return
+        self._key = key
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
         weights = None
         if policy.is_weighed_by_call:
             weights = call_weights(policy, self.request, self._relay.request_fields)
-        self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted, weights))
+        self._relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted, weights, key))
 
     def admitted(self, verdict: Verdict) -> None:
         """Admission's answer: a hold, a pass, or a denial."""
@@ -692,7 +703,7 @@ class Exchange:
                 "posted",
                 cast_id,
                 self._request_id.decode("latin-1"),
-                terms_at(policy, occurred_ms, free_units, "") if free is not None else None,
+                None if free is None and not self._key else terms_at(policy, occurred_ms, free_units, self._key),
             )
         )
 

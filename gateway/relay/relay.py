@@ -254,6 +254,9 @@ class Relay:
     def doubtful_credentials(self, doubt: str) -> Answer:
         return _invalid("These credentials can be read in more than one way.", doubt)
 
+    def bad_idempotency_key(self, found: str) -> Answer:
+        return _invalid("The idempotency key of this request cannot be used.", found)
+
     def upstream_unreachable(self, error: BaseException) -> Answer:
         self.counters.upstream_error("unreachable")
         return answers.error(502, "upstream_unreachable", "The service behind this gateway cannot be reached.")

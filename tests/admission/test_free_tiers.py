@@ -16,6 +16,9 @@ from gateway.policy.free_tier import UNIT_SCALE_TOLD, free_tier
 from gateway.policy.money import MICROCENTS_MAX
 from gateway.policy.rules import Cost, Policy
 from gateway.policy.verdicts import BudgetExceeded, Hold, Verdict
+from gateway.reconcile import Reconciler
+from gateway.reconcile_repair import repair
+from gateway.redis_tell import teller_to
 from gateway.usage_events import terms_at
 from tests.admission.killable import KillableRedis, killable_redis
 from tests.admission.script import PREFIX, Script
@@ -263,3 +266,34 @@ async def test_what_a_dead_worker_held_counts_in_the_tier_and_costs_what_is_not_
     await two.settled()
     rows = await sql.fetch("SELECT units, free_units, cost_microcents FROM usage_events ORDER BY free_units")
     assert [tuple(row) for row in rows] == [(5 * UNIT, 0, 5 * CENT), *[(5 * UNIT, 5 * UNIT, 0)] * 4]
+
+
+async def test_reconcile_compares_and_mends_what_a_tier_has_used_and_holds(
+    start: StartWhole, server: KillableRedis, books: Books, sql: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await books.budget("a", 100)
+    worker = await start()
+    verdicts = await worker.ask_many("a", 5, TWENTY_UNITS) + await worker.ask_many("a", 2, PLAIN)
+    post(worker, TWENTY_UNITS, *verdicts[:2], units=5)  # 10 used and 15 held: 5 are to be paid for, and two calls
+    await worker.settled()
+    settings = worker.admission_settings.redis
+    async with teller_to(settings) as teller:
+        reconciler = Reconciler(worker.database, teller)
+        [line] = await reconciler.compare(["a"])
+        assert not line.has_drift
+        assert (line.held, line.holds) == (7 * CENT, 7 * CENT)
+        [shown] = [window for window in line.windows if window.is_tier]
+        assert (shown.ledger, shown.counter, shown.redis) == (10 * UNIT, 10 * UNIT, 10 * UNIT)
+        await sql.execute("UPDATE usage_units SET used_units = used_units + 5000000")
+        script = Script(server.url)
+        script.redis.hset(f"{PREFIX}a:a", "h", 1)
+        script.close()
+        [line] = await reconciler.compare(["a"])
+        assert (line.held_drift, [window.counter_drift for window in line.windows if window.is_tier]) == (
+            1 - 7 * CENT,
+            [5 * UNIT],
+        )
+        await repair([line], database=worker.database, redis=teller, reconciler=reconciler, cast_cost_sql=None)
+        [line] = await reconciler.compare(["a"])
+        assert not line.has_drift
+        assert line.held == 7 * CENT

@@ -48,6 +48,7 @@ class WholeWorker:
             }
         )
         self.worker_id = worker_id
+        self.admission_settings = read
         self.rules = rules or rules_of()
         self.tasks, self.metrics = Tasks(), Metrics()
         self.database = Database.from_settings(read.database, self.metrics)

@@ -46,6 +46,14 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         cost("{heder: {}}"),
         f'{AT.replace("11", "12")}.heder: unknown key "heder", did you mean "header"?',
     ),
+    "an idempotency header that is none": (
+        policy("idempotency: {header: 'Idempotency Key'}"),
+        'policies/cast.yaml:4:28: policies[0].idempotency.header: expected a header name, found "Idempotency Key"',
+    ),
+    "a key that lives too long": (
+        policy("idempotency: {life: 60d}"),
+        'policies/cast.yaml:4:25: policies[0].idempotency.life: expected a duration of 1s to 31d, found "60d"',
+    ),
     "a free tier without a cost": (
         cost("{free: {units: 5, per: daily}}"),
         f"{AT.replace('11', '18')}.free: expected a cost beside it: one of {WAYS}, sum",

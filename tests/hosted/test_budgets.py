@@ -8,7 +8,8 @@ from typing import Any
 import asyncpg
 
 from gateway.policy.budgets import BudgetLimit
-from gateway.policy.rules import Plan, Rules
+from gateway.policy.free_tier import free_tier
+from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import BudgetExceeded, Hold
 from tests.hosted.world import CENT, Call, World, add_account, charge
 
@@ -307,4 +308,33 @@ async def test_delete_needs_to_know_which(call: Call) -> None:
     assert answer.status == 400
     assert (await answer.json())["details"] == [
         {"field": "period", "found": "nothing", "expected": "one of daily, weekly, monthly, total"}
+    ]
+
+
+async def test_what_is_left_of_a_free_tier_is_told_beside_the_budgets(call: Call, world: World) -> None:
+    tier = free_tier(10, "monthly", time_zone="UTC", week_start=1, hold_microcents=CENT, maximum_microcents=CENT)
+    tiered = Policy(name="tiered", methods=frozenset(), path="/t", cost=Cost(fixed_microcents=CENT, free=tier))
+    world.use_rules(Rules(version="2", policies=(tiered,), plans={"free": Plan(name="free")}, default_plan="free"))
+    month = tier.window_at(round(world.now.timestamp() * 1000))
+    async with world.database.connection() as connection:
+        await connection.execute(
+            "INSERT INTO usage_units (account_id, kind, window_start, window_end, policy, used_units)"
+            " VALUES ($1, $2, to_timestamp($3 / 1000.0), to_timestamp($4 / 1000.0), 'tiered', 7)",
+            world.account_id,
+            tier.kind("tiered"),
+            month.start_ms,
+            month.end_ms,
+        )
+    answer = await call("GET", "/v1/budgets")
+    assert (await answer.json())["free_tiers"] == [
+        {
+            "policy": "tiered",
+            "period": "monthly",
+            "timezone": "UTC",
+            "unit": "call",
+            "free_units": 10,
+            "used_units": 7,
+            "remaining_units": 3,
+            "resets_at": "2026-12-01T00:00:00Z",
+        }
     ]

@@ -15,6 +15,10 @@ from tests.ledger.making import NOON_MS, event
 
 Connection = asyncpg.Connection
 DAY_MS = 86_400_000
+CAST_SQL = (
+    "UPDATE casts SET cost_cents = told.cents FROM unnest($1::text[], $2::numeric[]) AS told(id, cents)"
+    " WHERE casts.id = told.id::uuid"
+)
 TODAY = window_at("daily", "UTC", 1, NOON_MS)
 
 
@@ -134,11 +138,7 @@ async def test_racing_writers_give_exactly_the_free_units_away(sql: Connection, 
 
 async def test_a_cast_is_told_what_the_call_cost_and_not_its_price(sql: Connection) -> None:
     ids = [str(await sql.fetchval("INSERT INTO casts (id) VALUES (gen_random_uuid()) RETURNING id")) for _ in range(3)]
-    cast_sql = (
-        "UPDATE casts SET cost_cents = told.cents FROM unnest($1::text[], $2::numeric[]) AS told(id, cents)"
-        " WHERE casts.id = told.id::uuid"
-    )
-    row = await write(sql, [tier_event("a", 3_000_000, 10, 15, cast_id=one) for one in ids], cast_sql)
+    row = await write(sql, [tier_event("a", 3_000_000, 10, 15, cast_id=one) for one in ids], CAST_SQL)
     assert (row["casts_charged"], row["casts_late"], row["casts_error"]) == (3, None, None)
     found = {str(row["id"]): row["cost_cents"] for row in await sql.fetch("SELECT id, cost_cents FROM casts")}
     assert [float(found[one]) for one in ids] == [0, 1.5, 3]
@@ -152,11 +152,7 @@ async def test_a_cast_that_is_locked_is_charged_later_and_nobody_waits_for_it(
     try:
         async with other.transaction():
             await other.execute("SELECT FROM casts FOR UPDATE")
-            cast_sql = (
-                "UPDATE casts SET cost_cents = told.cents FROM unnest($1::text[], $2::numeric[]) AS told(id, cents)"
-                " WHERE casts.id = told.id::uuid"
-            )
-            row = await write(sql, [tier_event("a", 500, 10, 5, cast_id=cast_id)], cast_sql)
+            row = await write(sql, [tier_event("a", 500, 10, 5, cast_id=cast_id)], CAST_SQL)
         assert (row["casts_charged"], row["casts_late"], row["casts_late_microcents"]) == (0, [cast_id], [250])
     finally:
         await other.close()

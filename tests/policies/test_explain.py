@@ -254,3 +254,26 @@ def test_check_against_nothing_fails_in_one_line(desk: Desk) -> None:
     shown = castgate(desk, "check", "--against", "http://127.0.0.1:1")
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr == "castgate: http://127.0.0.1:1/policies cannot be read: [Errno 111] Connection refused\n"
+
+
+def test_a_free_tier_is_told_and_the_call_needs_no_budget_while_units_are_left(desk: Desk) -> None:
+    desk.use(
+        "policies:\n"
+        "  - name: explained-free\n"
+        "    match: {methods: [POST], path: /v1/cast}\n"
+        "    cost: {json: {pointer: /n, cents_per_unit: 1}, hold_cents: 2, free: {units: 3, per: daily}}\n"
+        "plans: {free: {hard_limit_cents: {daily: 0}}}\n"
+    )
+    account = desk.account()
+    fresh = explained(desk, account=account.user_id)
+    assert (fresh["verdict"], fresh["policy"]["hold_cents"], fresh["free_tier"]["left_units"]) == ("admitted", 0, "3")
+    assert desk.call(account, answer={"Content-Type": "application/json"}, chunks=['{"n": 1.5}']).status == 200
+    desk.settled(account, 1)
+    before = state(desk)
+    answer = explained(desk, account=account.user_id)
+    tier = answer["free_tier"]
+    assert (tier["unit"], tier["used_units"], tier["held_units"], tier["left_units"]) == ("unit", "1.5", "0", "1.5")
+    assert (answer["verdict"], answer["policy"]["hold_cents"]) == ("refused", 0.5)
+    assert state(desk) == before
+    refused = desk.call(account)
+    assert (refused.status, refused.json["cost_cents"]) == (402, 0.5)

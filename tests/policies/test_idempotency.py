@@ -1,0 +1,69 @@
+"""Calls with an idempotency key, from client to ledger."""
+
+import http.client
+from urllib.parse import urlsplit
+
+from tests.policies.conftest import Desk
+
+CENT = 1_000_000
+RULES = """
+policies:
+  - name: {name}
+    match: {{methods: [POST], path: /v1/cast}}
+    cost: {{fixed: {{cents: 1}}}}
+    idempotency: {{life: 1h}}
+plans:
+  free: {{hard_limit_cents: {{monthly: 2}}}}
+"""
+
+
+def key(value: str) -> dict[str, str]:
+    return {"Idempotency-Key": value}
+
+
+def test_a_key_is_billed_once_also_when_the_budget_is_spent(desk: Desk) -> None:
+    desk.use(RULES.format(name="keyed"))
+    account, other = desk.account(), desk.account()
+    assert desk.call(account, headers=key("one")).status == 200
+    assert desk.call(account, headers=key("one"), status=503).status == 503  # forwarded, and not charged
+    assert desk.settled(account, 1) == [CENT]
+    assert [desk.call(account, headers=key("one")).status for _ in range(3)] == [200] * 3
+    assert sorted(desk.settled(account, 4)) == [0, 0, 0, CENT]
+    assert desk.call(account, headers=key("two")).status == 200
+    assert sorted(desk.settled(account, 5)) == [0, 0, 0, CENT, CENT]
+    # The budget is spent.
+    assert [desk.call(account, headers=key(name)).status for name in ("one", "two", "three")] == [200, 200, 402]
+    assert desk.call(account).status == 402
+    assert sum(desk.settled(account, 7)) == 2 * CENT
+    assert desk.call(other, headers=key("one")).status == 200
+    assert desk.settled(other, 1) == [CENT]
+
+
+def test_a_call_that_was_not_charged_does_not_use_its_key_up(desk: Desk) -> None:
+    desk.use(RULES.format(name="unused"))
+    account = desk.account()
+    assert desk.call(account, headers=key("k"), status=500).status == 500
+    assert [desk.call(account, headers=key("k")).status for _ in range(2)] == [200, 200]
+    assert sorted(desk.settled(account, 2)) == [0, CENT]
+
+
+def test_keys_that_cannot_be_told_apart_are_refused(desk: Desk) -> None:
+    desk.use(RULES.format(name="refused"))
+    account = desk.account()
+    for value, found in (("", "none"), ("a b", "others"), ("x" * 256, "256 characters"), ("\xfc", "others")):
+        answer = desk.call(account, headers=key(value))
+        assert (answer.status, answer.json["error"]) == (400, "invalid_request")
+        assert answer.json["details"] == f"idempotency-key: expected 1 to 255 visible ASCII characters, found {found}"
+    connection = http.client.HTTPConnection(urlsplit(desk.gateway.base_url).netloc, timeout=20)
+    connection.putrequest("POST", "/v1/cast")
+    connection.putheader("Authorization", f"Bearer {account.api_key}")
+    connection.putheader("Idempotency-Key", "a")
+    connection.putheader("Idempotency-Key", "b")
+    connection.putheader("Content-Length", "0")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert b"expected one key, found 2" in answer.read()
+    connection.close()
+    assert desk.call(account, headers=key("x" * 255)).status == 200
+    assert desk.charged(account, 1) == [CENT]
