@@ -12,7 +12,6 @@ from gateway.redis_topology import topology
 from tests.admission.topologies import HOST, SLOTS, Member, until
 from tests.admission.tunnel import Tunnel, trusted_by
 
-
 # On a busy machine servers take long to agree with each other.
 pytestmark = pytest.mark.timeout(180)
 
