@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounts import Accounts
+from gateway.config.settings import Database as DatabaseSettings
 from gateway.database import QUERIES, Database, StoreError
 from gateway.metrics import Metrics
 from gateway.policy.rules import Rules
@@ -36,10 +37,14 @@ async def pooled(pooled_url: str, metrics: Metrics) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def test_it_is_found_out_and_said_once(pooled: Database) -> None:
+async def test_it_is_found_out_and_a_gateway_says_so_once(pooled_url: str, metrics: Metrics) -> None:
+    patient = {"acquire_timeout": "20s", "connect_timeout": "20s", "statement_timeout": "20s"}
+    database = Database.from_settings(DatabaseSettings.model_validate({"url": pooled_url, **patient}), metrics)
     with capture_logs() as logs:
-        await asyncio.gather(*(pooled.fetch(QUERIES["load_facts"], ["a"]) for _ in range(20)))
+        await asyncio.gather(*(database.fetch(QUERIES["load_facts"], ["a"]) for _ in range(6)))
     assert [line["event"] for line in logs] == ["postgres_behind_pooler"]
+    assert logs[0]["address"] == pooled_url.partition("@")[2]
+    await database.close()
 
 
 async def test_postgres_itself_is_not_taken_for_one(database: Database) -> None:
