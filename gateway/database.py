@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from gateway.breaker import Breaker, announcer
-from gateway.pooler import Connector
+from gateway.pooler import Connector, say_so
 
 if TYPE_CHECKING:
     from gateway.config.settings import Database as DatabaseSettings
@@ -79,14 +79,15 @@ class Database:
         connect_timeout_s: float = 1.0,
         acquire_timeout_s: float = 1.0,
         statement_timeout_s: float = 2.0,
+        found_pooler: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``?pgbouncer=true`` or ``false`` in the URL says whether there is a pooler in front of Postgres; without it
-        that is found out (pooler.py).
+        that is found out (pooler.py), and ``found_pooler`` is told how.
         """
         self._url, is_pooled = _without_own_parameters(url)
         self._where = address_of(url)
         self._statement_timeout_s = statement_timeout_s
-        self._connector = Connector(self._where, self._server_settings(), is_pooled=is_pooled)
+        self._connector = Connector(self._server_settings(), is_pooled=is_pooled, found_out=found_pooler)
         self._breaker = breaker
         self._in_use = metrics.gauge("db_pool_in_use")
         self._connections_max = connections_max
@@ -109,6 +110,7 @@ class Database:
             connect_timeout_s=settings.connect_timeout_s,
             acquire_timeout_s=settings.acquire_timeout_s,
             statement_timeout_s=settings.statement_timeout_s,
+            found_pooler=say_so(address_of(settings.url)),
         )
 
     async def fetch(self, sql: str, *values: object, timeout_s: float | None = None) -> list[asyncpg.Record]:

@@ -11,6 +11,7 @@ How it is found out: a server process has told its id when the connection began 
 that it made up, for cancel requests, while ``pg_backend_pid()`` is the true one's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -29,9 +30,11 @@ _log = structlog.get_logger()
 class Connector:
     """What a pool of connections connects with."""
 
-    def __init__(self, where: str, server_settings: dict[str, str], *, is_pooled: bool | None) -> None:
-        """``is_pooled`` None: find out at the first connection; ``where`` is for the log."""
-        self._where = where
+    def __init__(
+        self, server_settings: dict[str, str], *, is_pooled: bool | None, found_out: Callable[[str], None]
+    ) -> None:
+        """``is_pooled`` None: find out at the first connection, and tell ``found_out`` how, where there is one."""
+        self._found_out = found_out
         self._server_settings = server_settings
         self._may_find_out = is_pooled is None
         self.is_pooled = is_pooled
@@ -84,4 +87,13 @@ class Connector:
     def _found(self, reason: str) -> None:
         if not self.is_pooled:  # several connections may find it out at once
             self.is_pooled = True
-            _log.info("postgres_behind_pooler", address=self._where, reason=reason, effect="none are kept prepared")
+            self._found_out(reason)
+
+
+def say_so(where: str) -> Callable[[str], None]:
+    """What a gateway does when it has found one at that address: a line in its log. Commands keep it to themselves."""
+
+    def found_out(reason: str) -> None:
+        _log.info("postgres_behind_pooler", address=where, reason=reason, effect="none are kept prepared")
+
+    return found_out
