@@ -51,8 +51,14 @@ WAVE_TIMEOUT_S = 30.0
 FUNCTIONS_SHOWN = 40
 NO_POLICY, EVERYTHING, NEW_HEADS = "no policy", "everything on", "everything on, a new head each time"
 KINDS = (NO_POLICY, EVERYTHING, NEW_HEADS)
-# What config.yaml says, and what it says here: a ledger write is due when a wave is complete, and never before.
-_CHANGES = {"flush_interval: 20ms": "flush_interval: 10s", "  batch_max: 500 ": f"  batch_max: {WAVE} "}
+# What config.yaml says, and what it says here: a ledger write is due when a wave is complete, and never before; and
+# nothing that is remembered is read again, however slow the machine.
+_CHANGES = {
+    "flush_interval: 20ms": "flush_interval: 10s",
+    "  batch_max: 500 ": f"  batch_max: {WAVE} ",
+    "    ttl: 30s": "    ttl: 1h",
+    "  facts_ttl: 30s": "  facts_ttl: 1h",
+}
 # What runs by the clock, with all that it calls; and so does every task that the worker has before its first call.
 _BY_THE_CLOCK = frozenset({"Lane._tick", "Lane._keep", "Lane._watch"})
 _PARTS = {

@@ -144,13 +144,14 @@ def is_running(pid: int) -> bool:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of the process and all below it, in steps of a clock tick (mostly 10 ms)."""
+    """User and system time of the process and all that were ever below it, in steps of a clock tick (mostly 10 ms)."""
     ticks = 0
     for member in process_tree(pid):
         with contextlib.suppress(OSError):
-            # The name, in parentheses, may hold anything: count fields from its end (proc(5): 14 utime, 15 stime).
+            # The name, in parentheses, may hold anything: count fields from its end (proc(5): 14 utime, 15 stime, and
+            # 16 cutime, 17 cstime of children that have ended and were waited for, such as Postgres' backends).
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+            ticks += sum(map(int, fields[11:15]))
     return ticks / _TICKS_PER_S
 
 

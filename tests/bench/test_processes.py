@@ -1,6 +1,7 @@
 """Children of the bench: pinned, watched, and gone when they should be."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def test_pinning_ends_with_its_block() -> None:
 def test_the_server_under_test_shares_its_core_with_nothing_where_there_are_two() -> None:
     cores = split_cores()
     assert cores.shared is (len(os.sched_getaffinity(0)) == 1)
+
+
+def test_the_time_of_a_child_that_has_ended_stays_counted() -> None:
+    before = cpu_s(os.getpid())
+    spin = "import time\nwhile time.process_time() < 0.15: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    assert cpu_s(os.getpid()) - before >= 0.1
