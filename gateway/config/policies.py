@@ -277,12 +277,12 @@ class IdempotencySpec(Section):
     """A call whose key was billed within its life, for the same account under the same policy, is not billed again."""
 
     header: Annotated[FieldName, Field(description="the request's header that has the key")] = "Idempotency-Key"
-    life_ms: Annotated[int, duration_ms("1s", "31d")] = Field(
-        default=86_400_000, alias="life", description="how long a key counts after the call that was billed"
+    life_s: Annotated[float, duration_s("1s", "31d")] = Field(
+        default=86_400.0, alias="life", description="how long a key counts after the call that was billed"
     )
 
     def compiled(self) -> Idempotency:
-        return Idempotency(header=self.header.lower(), life_ms=self.life_ms)
+        return Idempotency(header=self.header.lower(), life_ms=round(self.life_s * 1000))
 
 
 class PolicySpec(Section):

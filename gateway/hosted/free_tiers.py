@@ -11,7 +11,7 @@ TIERS_MAX = 100
 
 
 async def free_tiers_of(services: Services, account: Account) -> list[dict[str, object]]:
-    """By what is written, without calls under way. Whole units, what is left rounded down. Raises StoreError."""
+    """By what is written, without calls under way; whole units, what is left rounded down. Raises StoreError."""
     now_ms = services.now_ms()
     tiers = [
         (policy.name, policy.cost.free, policy.cost.free.window_at(now_ms))

@@ -48,7 +48,7 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "an idempotency header that is none": (
         policy("idempotency: {header: 'Idempotency Key'}"),
-        'policies/cast.yaml:4:28: policies[0].idempotency.header: expected a header name, found "Idempotency Key"',
+        'policies/cast.yaml:4:27: policies[0].idempotency.header: expected a header name, found "Idempotency Key"',
     ),
     "a key that lives too long": (
         policy("idempotency: {life: 60d}"),

@@ -126,8 +126,8 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "merge key": (
         cast("cost:", "<<: {mode: shadow}\n    cost:"),
         'policies/cast.yaml:4:5: policies[0].<<: unknown key "<<", expected one of '
-        "body_bytes_max, budget_headers, cost, log, match, mode, name, on_client_abort, on_orphan, on_store_failure, "
-        "rate_limit_headers, rate_limits, record",
+        "body_bytes_max, budget_headers, cost, idempotency, log, match, mode, name, on_client_abort, on_orphan, "
+        "on_store_failure, rate_limit_headers, rate_limits, record",
     ),
     "missing key": (cast("path: /v1/cast", ""), 'policies/cast.yaml:3:12: policies[0].match: missing key "path"'),
     "missing section": (

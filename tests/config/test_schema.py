@@ -17,7 +17,7 @@ BEYOND_SCHEMAS = (
     *("a free tier without a cost", "a free tier of more than can be counted", "a free tier of what has no price"),
     *("a hold above the maximum", "a hold below the minimum", "a minimum above the maximum"),
     *("a hold for a fixed cost", "two costs", "an empty item of a sum", "two costs in an item of a sum"),
-    *("too many costs", "a window too long", "a key twice"),
+    *("too many costs", "a window too long", "a key that lives too long", "a key twice"),
     *("an account of callers without one", "calls at once of callers without an account"),
     *("a weight above the limit", "a weight above the burst", "a plan's limit below what a call weighs"),
     *("a weight of calls at once", "a weight that a call tells, of calls at once"),
