@@ -15,7 +15,7 @@ HEADROOM = 0.6  # of a core's time: beyond that, queues grow faster than the loa
 LOADS = (10_000, 100_000, 1_000_000)
 # Cores of one Postgres: above this a larger machine helps less than a second one (and its write-ahead log is one).
 POSTGRES_CORES_MAX = 32
-BYTES_PER_EVENT = 330  # of usage_events with its indexes; measured by python -m bench.flat_cost
+BYTES_PER_EVENT = 380  # of usage_events with its indexes; measured by python -m bench.flat_cost
 _SECONDS_PER_DAY = 86_400
 _TIB = 1024**4
 
