@@ -254,6 +254,7 @@ HOT: dict[str, Values] = {
     "console_casts": lambda number: (f"account-{number}", 50),
     "reconcile_accounts": lambda number: (f"account-{number}", 100),
     "reconcile_counters": lambda number: (names(number, 100), False),
+    "billed_keys": lambda number: (names(number), ["cast"] * BATCH, ["key"] * BATCH, 1.0),
     "repair_usage": lambda number: ([f"account-{number}"],),
     "repair_units": lambda number: ([f"account-{number}"],),
     "free_units_used": lambda number: (
@@ -277,6 +278,7 @@ COLD = {
     *("soft_limits_sweep_lease", "soft_limits_sweep_done", "soft_limits_forget"),
     *("outbox_claim", "outbox_delivered", "outbox_failed", "outbox_dead", "outbox_list", "outbox_retry"),
     *("reconcile_casts", "repair_lock_timeout", "billing_lock_timeout"),
+    "forget_keys",
     *("maintain_begin", "usage_months", "make_usage_months", "drop_usage_month", "late_usage"),
 }
 
