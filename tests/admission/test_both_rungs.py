@@ -97,6 +97,7 @@ class Postgres:
                 [now_ms] * len(calls),
                 ["cast"] * len(calls),
                 True,
+                *[[None] * len(calls) for _ in range(7)],  # no terms: no free tier, no key
             )
         )
 
@@ -271,6 +272,6 @@ def test_any_history_of_budgets_is_decided_alike(script: Script, rung: Postgres)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         History,
         settings=settings(
-            max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
