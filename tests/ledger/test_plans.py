@@ -257,7 +257,6 @@ HOT: dict[str, Values] = {
     "billed_keys": lambda number: (names(number), ["cast"] * BATCH, ["key"] * BATCH, 1.0),
     "repair_usage": lambda number: ([f"account-{number}"],),
     "repair_units": lambda number: ([f"account-{number}"],),
-    "billed_keys": lambda number: (names(number), ["cast"] * BATCH, names(number), 5),
     "forget_keys": lambda _: (7 * 86400, 100),
     "free_units_used": lambda number: (
         names(number),
