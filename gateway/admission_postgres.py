@@ -57,6 +57,9 @@ CLEAN_AGAIN_S = 3.0
 
 _NO_TERMS = Terms()
 
+# Postgres is there, and somebody was quicker: as a rule the ledger, with events of the same accounts.
+_CONFLICTS = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
 _log = structlog.get_logger()
 
 
@@ -297,15 +300,26 @@ class PostgresRung:
             query = "admit_on_terms"
             columns += _columns_of_terms(terms)
         try:
-            row = await database.fetchrow(
-                QUERIES[query], self._worker_id, released, *columns, timeout_s=self._timeout_s
-            )
-            assert row is not None, "a function with OUT parameters gives one row"
+            row = await self._admitted(database, QUERIES[query], released, columns)
             if self._flight:  # else they have waited for too long, and the next tell_holds undoes this
                 self._flight = []
                 self._decided(asks, row)
         finally:
             self._land()
+
+    async def _admitted(
+        self, database: Database, sql: str, released: list[str], columns: list[list[object]]
+    ) -> asyncpg.Record:
+        """Again and again while somebody has the accounts locked, and until the batch has waited for too long."""
+        while True:
+            try:
+                row = await database.fetchrow(sql, self._worker_id, released, *columns, timeout_s=self._timeout_s)
+            except _CONFLICTS:
+                if not self._flight:
+                    raise
+            else:
+                assert row is not None, "a function with OUT parameters gives one row"
+                return row
 
     # --- time, and losing Postgres
 

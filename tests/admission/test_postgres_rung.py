@@ -270,6 +270,22 @@ async def test_calls_that_the_ledger_was_writing_when_redis_was_lost_count_once(
     assert await books.used_cents("a") == 41
 
 
+async def test_an_account_that_is_locked_for_longer_than_a_statement_waits_is_decided_by_postgres_all_the_same(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    one = await start()
+    one.post(*await one.ask_many("a", 98))
+    await one.settled()
+    server.kill()
+    await one.on("postgres")
+    async with books.locked("a"):
+        asked = [one.asked("a") for _ in range(5)]
+        await books.blocked()
+        await asyncio.sleep(0.1)  # migrations/0009_usage_holds.sql: 40 ms
+        assert one.admission.ladder.rung == "postgres"
+    assert kinds(list(await asyncio.gather(*asked))) == {Hold: 2, BudgetExceeded: 3}
+
+
 async def test_calls_given_back_while_the_holds_were_on_their_way_to_postgres_are_not_held_there(
     start: StartWhole, server: KillableRedis, books: Books
 ) -> None:
