@@ -8,6 +8,7 @@ What is drawn depends on the seed alone; when things happen depends on the machi
 """
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +65,8 @@ def main(
         only=only,
     )
     click.echo(f"seed {plan.seed}")
+    # As a Ctrl-C: small disks are mounted, which would stay.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="castgate-chaos-") as made:
         outcome = uvloop.run(
             run(
