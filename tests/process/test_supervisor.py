@@ -223,7 +223,8 @@ async def test_the_admin_listener_shows_the_rules_and_how_they_came_to_be(config
         first = json.loads((await served.get(f"{served.admin_url}/policies"))[1])
         assert first["loaded_by"] == "start"
         assert first["policies"]["cast"]["cost"] == {"charge_when": "success", "fixed_cents": 1}
-        assert first["plans"] == {"free": {"budgets": {}, "rate_limits": {}, "stripe_price": "none"}}
+        plan = {"budgets": {}, "rate_limits": {}, "soft_limit_percents": [50, 80, 100], "stripe_price": "none"}
+        assert first["plans"] == {"free": plan}
         write_config(config.parent, policies=POLICIES.replace("cents: 1", "cents: 2") + "  pro: {}\n")
         served.signal(signal.SIGHUP)
         version = (await served.event("reload_accepted"))["version"]
@@ -238,7 +239,7 @@ async def test_the_admin_listener_shows_the_rules_and_how_they_came_to_be(config
         assert any('unknown key "no"' in problem for problem in rejected["problems"])
         assert accepted["changes"] == [
             {"key": "policies.cast.cost.fixed_cents", "before": 1, "after": 2},
-            {"key": "plans.pro", "before": None, "after": {"budgets": {}, "rate_limits": {}, "stripe_price": "none"}},
+            {"key": "plans.pro", "before": None, "after": plan},
         ]
         assert (start["by"], start["version"], start["at"]) == ("start", first["version"], first["loaded_at"])
 

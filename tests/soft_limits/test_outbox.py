@@ -170,6 +170,8 @@ async def test_a_receiver_that_hangs_is_left(
 async def test_a_receiver_that_answers_byte_by_byte_is_left(
     make_writer: MakeWriter, make_outbox: MakeOutbox, sql: Connection
 ) -> None:
+    left = asyncio.Event()
+
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         with contextlib.suppress(OSError):
@@ -178,12 +180,14 @@ async def test_a_receiver_that_answers_byte_by_byte_is_left(
                 await writer.drain()
                 await asyncio.sleep(0.02)
         writer.close()
+        left.set()
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     await message(make_writer)
     outbox = make_outbox(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="300ms")
     async with asyncio.timeout(20):
         assert await outbox.deliver_due() is False
+        await left.wait()
     assert await state(sql) == ("waiting", 1, "no answer within 0.3 s")
     server.close()
     await server.wait_closed()

@@ -184,8 +184,11 @@ async function search() {
   if (!text) { found.hidden = true; return; }
   const ids = await ask(`/console/accounts?q=${encodeURIComponent(text)}`).catch(() => []);
   if (byId("search").value.trim() !== text) return;
+  // Answers to what was typed a moment ago are there already, and one of them may have been chosen by the keyboard.
+  const chosen = found.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   found.replaceChildren(...(ids.length ? ids.map(accountLink) : [el("span", { class: "quiet" }, "No account begins so.")]));
   found.hidden = false;
+  if (chosen) ([...found.querySelectorAll("a")].find((link) => link.getAttribute("href") === chosen) ?? byId("search")).focus();
 }
 
 function route() {
