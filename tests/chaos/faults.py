@@ -25,7 +25,8 @@ Act = Callable[[World, random.Random], Awaitable[str]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins.
-    ``seldom``: it takes long, and is drawn half as often as the others.
+    ``forgets``: Redis has lost what was used, and is told again. ``seldom``: it takes long, and is drawn half as often as
+    the others.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kind:
     act: Act
     cuts: str = NONE
     lone: bool = False
+    forgets: bool = False
     needs_small_disks: bool = False
     seldom: bool = False
 
@@ -243,9 +245,9 @@ async def _workers_replaced(world: World, chance: random.Random) -> str:
 KINDS = (
     Kind(name="redis hangs", part=REDIS, act=_redis_hang, lone=True),
     Kind(name="redis killed, data kept", part=REDIS, act=_redis_kill, lone=True),
-    Kind(name="redis killed, back empty", part=REDIS, act=_redis_kill_empty, lone=True),
-    Kind(name="redis killed, back old", part=REDIS, act=_redis_kill_old, lone=True),
-    Kind(name="redis flushed", part=REDIS, act=_redis_flush, lone=True),
+    Kind(name="redis killed, back empty", part=REDIS, act=_redis_kill_empty, lone=True, forgets=True),
+    Kind(name="redis killed, back old", part=REDIS, act=_redis_kill_old, lone=True, forgets=True),
+    Kind(name="redis flushed", part=REDIS, act=_redis_flush, lone=True, forgets=True),
     Kind(name="redis forgets scripts", part=REDIS, act=_redis_forgets_scripts),
     Kind(name="redis refuses", part=REDIS, act=_link(REDIS, "refuse"), lone=True),
     Kind(name="redis resets", part=REDIS, act=_reset(REDIS), lone=True),

@@ -190,6 +190,9 @@ class Run:
         detail = await kind.act(world, random.Random(self._chance.random()))
         over = time.monotonic()
         trouble = await self._until("wrong", world.recovered())
+        if kind.forgets and not trouble and self._theme == SINGLE:
+            # Before, a Postgres that goes away is a second fault: nobody could tell Redis.
+            trouble = await self._until("wrong", world.told_again(self._accounts))
         recovered_s = time.monotonic() - over
         if kind.cuts != NONE:
             self._cut.append(Cut(from_s=began_s, until_s=time.time() + 1.0, is_idle=kind.cuts == IDLE))

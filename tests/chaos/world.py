@@ -221,6 +221,33 @@ class World:
                 return f"not recovered after {RECOVERY_S:g} s: {troubles}"
             await asyncio.sleep(LOOK_S)
 
+    async def told_again(self, accounts: list[Account]) -> str:
+        """Until Redis knows of each account what the ledger knew when this began; else of whom it does not."""
+        connection = await self.postgres.connect()
+        try:
+            rows = await connection.fetch(
+                "SELECT account_id, period || '/' || time_zone || '/' || week_start AS kind, used_microcents AS used "
+                "FROM usage_counters WHERE account_id = ANY($1::text[]) AND window_end > now() + interval '1 minute'",
+                [account.account_id for account in accounts],
+            )
+        finally:
+            await connection.close()
+        own = {(account.account_id, budget.period) for account in accounts for budget in account.budgets}
+        wanted = [row for row in rows if (row["account_id"], row["kind"].partition("/")[0]) in own]
+        deadline_s = time.monotonic() + RECOVERY_S
+        while untold := await asyncio.to_thread(self._untold, wanted):
+            if time.monotonic() > deadline_s:
+                return f"not told again after {RECOVERY_S:g} s: {untold}"
+            await asyncio.sleep(LOOK_S)
+        return ""
+
+    def _untold(self, rows: list[asyncpg.Record]) -> list[str]:
+        with self.redis.client() as client, client.pipeline(transaction=False) as pipeline:
+            for row in rows:
+                pipeline.hget(f"cg:{{0}}:a:{row['account_id']}", f"u:{row['kind']}")
+            known = pipeline.execute()
+        return [row["account_id"] for row, used in zip(rows, known, strict=True) if int(used or -1) < row["used"]]
+
     async def without_orphans(self) -> str:
         """Until no dead worker holds anything in Redis; else who does."""
         deadline_s = time.monotonic() + RECOVERY_S
