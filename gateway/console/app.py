@@ -183,8 +183,11 @@ class Console:
     async def _sign_in(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return _refused(403, "forbidden", "The console answers its own page only.")
-        form = await request.post()
-        session = self._sessions.sign_in(str(form.get("token", "")))
+        try:
+            form = await request.post()
+            session = self._sessions.sign_in(str(form.get("token", "")))
+        except (ValueError, LookupError, AssertionError):  # no form, whatever it is called: a stranger may send anything
+            session = None
         if session is None:
             await asyncio.sleep(REFUSED_PAUSE_S)
             return _sign_in_page("This is not the token.")
@@ -245,7 +248,7 @@ class Console:
 
     async def _search(self, request: web.Request) -> web.StreamResponse:
         beginning = request.query.get("q", "").strip()[:ACCOUNT_CHARACTERS_MAX]
-        return _answer(await self._accounts.search(beginning) if beginning else [])
+        return _answer(await self._accounts.search(beginning) if beginning and "\0" not in beginning else [])
 
     async def _account(self, request: web.Request) -> web.StreamResponse:
         return _answer(await self._accounts.picture(_account_of(request)))

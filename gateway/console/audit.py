@@ -150,7 +150,10 @@ def page_of(query: Mapping[str, str]) -> tuple[str | None, int, int]:
             message = f"{name}: found {json.dumps(text[:40])}, expected a number from 1 to {highest}."
             raise RefusedError(400, "invalid_request", message)
         numbers.append(int(text))
-    return query.get("account"), numbers[0], numbers[1]
+    account_id = query.get("account")
+    if account_id is not None and "\0" in account_id:  # which no text in Postgres has
+        raise RefusedError(400, "invalid_request", f"account: found {json.dumps(account_id[:40])}, expected an id.")
+    return account_id, numbers[0], numbers[1]
 
 
 def _shown(text: str | None) -> Any:

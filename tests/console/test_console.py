@@ -52,6 +52,21 @@ async def test_who_signs_in_has_a_cookie_that_no_script_and_no_other_site_gets(c
     assert (await client.get("/console/live")).status == 401
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"token=\xff", "application/x-www-form-urlencoded"),
+        (b"token=a", "application/x-www-form-urlencoded; charset=nope"),
+        (b"x", "multipart/form-data"),
+        (b"x", "multipart/form-data; boundary=a"),
+        (b'--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n', "multipart/form-data; boundary=a"),
+    ],
+)
+async def test_what_is_no_form_is_not_the_token(client: TestClient[Any, Any], body: bytes, content_type: str) -> None:
+    answer = await client.post("/console/sign-in", data=body, headers={"Content-Type": content_type})
+    assert (answer.status, "This is not the token." in await answer.text()) == (401, True)
+
+
 async def test_a_session_ends_by_itself() -> None:
     now = 0.0
     sessions = Sessions(TOKEN, clock=lambda: now)
@@ -122,6 +137,7 @@ async def test_accounts_are_found_by_the_beginning_of_their_id(client: TestClien
     assert await (await client.get(f"/console/accounts?q={account_id[:8]}")).json() == [account_id]
     for nothing in ("%", "_", "\\", "", "zz"):
         assert await (await client.get("/console/accounts", params={"q": nothing})).json() == []
+    assert await (await client.get("/console/accounts?q=a%00")).json() == []
 
 
 async def test_who_is_nearest_a_limit_comes_first_by_own_budget_or_plan(
