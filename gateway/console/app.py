@@ -186,7 +186,7 @@ class Console:
         try:
             form = await request.post()
             session = self._sessions.sign_in(str(form.get("token", "")))
-        except (ValueError, LookupError, AssertionError):  # no form, whatever it is called: a stranger may send anything
+        except (ValueError, LookupError, AssertionError):  # no form: strangers send anything
             session = None
         if session is None:
             await asyncio.sleep(REFUSED_PAUSE_S)

@@ -59,7 +59,7 @@ async def test_who_signs_in_has_a_cookie_that_no_script_and_no_other_site_gets(c
         (b"token=a", "application/x-www-form-urlencoded; charset=nope"),
         (b"x", "multipart/form-data"),
         (b"x", "multipart/form-data; boundary=a"),
-        (b'--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n', "multipart/form-data; boundary=a"),
+        (b"--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n", "multipart/form-data; boundary=a"),
     ],
 )
 async def test_what_is_no_form_is_not_the_token(client: TestClient[Any, Any], body: bytes, content_type: str) -> None:
