@@ -49,6 +49,8 @@ EXPLAIN_PATH = "/explain"  # of the listener's other paths, one that is asked by
 REFUSED_PAUSE_S = 0.3
 ACCOUNT_CHARACTERS_MAX = 255
 CONNECTIONS_MAX = 2  # to Postgres, for people who look
+# One look that takes too long (through all accounts, say) does not mean that Postgres is away.
+FAILURES_IN_A_ROW_MAX = 3
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
@@ -82,7 +84,7 @@ async def opened(
     settings = loaded().settings
     database = Database(
         settings.database.url,
-        breaker=Breaker(clock=time.monotonic),
+        breaker=Breaker(clock=time.monotonic, failures_max=FAILURES_IN_A_ROW_MAX),
         metrics=metrics,
         connections_max=CONNECTIONS_MAX,
         connect_timeout_s=settings.database.connect_timeout_s,
@@ -158,6 +160,10 @@ class Console:
         return asks and self._sessions.knows(request) and is_from_here(request, writes=request.method != "GET")
 
     # --- who is let in
+
+    def guarded(self, handler: Handler) -> Handler:
+        """For what else on the listener tells of accounts or rules: not to a page of another site."""
+        return self._guarded(handler, asks=False)
 
     def _guarded(self, handler: Handler, *, page: bool = False, writes: bool = False, asks: bool = True) -> Handler:
         """``asks`` False: the listener's door has asked already."""

@@ -4,6 +4,7 @@ Where what was done has transactions of its own (an event that is handled again)
 with what was asked, and gets what came of it at the end: one that has no ``ended`` is one whose end nobody has seen.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -102,6 +103,9 @@ class Audit:
         outcome = Outcome(facts=dict(asked))
         try:
             yield outcome
+        except asyncio.CancelledError:
+            await self._ended(entry, outcome, "broken off: the gateway was stopped")
+            raise
         except Exception as error:
             await self._ended(entry, outcome, f"failed: {str(error) or type(error).__name__}")
             raise
