@@ -26,6 +26,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LetsIn = Callable[[web.Request], bool]
 # A question that is asked here is one call's head, or a budget.
 _BODY_BYTES_MAX = 64 * 1024
+# A sync under way may take a quarter of an hour, and can be done again.
+_SHUTDOWN_TIMEOUT_S = 2.0
 _NO_STORE = {"Cache-Control": "no-store"}
 _STATUS_KEY: web.AppKey[Callable[[], "Status"]] = web.AppKey("status")
 _RUNTIME_DIR_KEY: web.AppKey[Path] = web.AppKey("runtime_dir", Path)
@@ -53,7 +55,11 @@ async def serve_admin(
     """Serve on a listening socket until the runner's ``cleanup``; ``routes`` beside our own."""
     token = settings.token.get_secret_value() if settings.token else None
     app = make_app(status, runtime_dir, routes, token=token, open_paths=settings.open_paths, lets_in=lets_in)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0)
+    # handler_cancellation off: an operator who closes the page must not stop a budget's change between its commit and
+    # the word to every gateway, nor a sync in its middle.
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=False, keepalive_timeout=75.0, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
+    )
     await runner.setup()
     await web.SockSite(runner, listener).start()
     return runner

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 # Each question has connections of its own; a script that asks about every account waits for itself.
 EXPLAINED_AT_ONCE_MAX = 4
 Explained = Callable[[web.Request, "Explanation"], Awaitable[None]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def policy_routes(reloading: "Callable[[], Reloading]", explained: Explained) -> list[web.RouteDef]:
-    """``/policies``, ``/policies/history`` and ``/explain``, each of whose answers ``explained`` hears of first."""
+def policy_routes(
+    reloading: "Callable[[], Reloading]", explained: Explained, guarded: Callable[[Handler], Handler]
+) -> list[web.RouteDef]:
+    """``/policies``, ``/policies/history`` and ``/explain``, each of whose answers ``explained`` hears of first.
+
+    ``guarded`` keeps other sites' pages out.
+    """
 
     async def policies(_: web.Request) -> web.Response:
         versions = reloading().versions
@@ -36,8 +42,10 @@ def policy_routes(reloading: "Callable[[], Reloading]", explained: Explained) ->
     async def explain_call(request: web.Request) -> web.Response:
         try:
             question = question_of(await request.json())
-        except ValueError as error:
+        except (ValueError, LookupError) as error:
             return _refusal(400, "invalid_request", str(error))
+        except RecursionError:
+            return _refusal(400, "invalid_request", "expected a flat JSON object, found deep nesting")
         try:
             async with turns:
                 explanation = await explain(reloading().loaded, question)
@@ -49,9 +57,9 @@ def policy_routes(reloading: "Callable[[], Reloading]", explained: Explained) ->
         return answer(explanation.data())
 
     return [
-        web.get("/policies", policies),
-        web.get("/policies/history", history),
-        web.post("/explain", explain_call),
+        web.get("/policies", guarded(policies)),
+        web.get("/policies/history", guarded(history)),
+        web.post("/explain", guarded(explain_call)),
     ]
 
 

@@ -171,6 +171,10 @@ def explain_command(
     pairs = [header.partition(":") for header in headers]
     if not all(name.strip() and colon for name, colon, _ in pairs):
         raise click.BadParameter("expected 'NAME: VALUE'", param_hint="--header")
+    names = [("--header", name) for name, _, _ in pairs]
+    for option, given in (("--method", method), ("--account", account_id or ""), ("--ip", address), *names):
+        if not given.isprintable():  # half of a character, too
+            raise click.BadParameter("expected printable characters", param_hint=option)
     question = Question(
         method=method,
         target=path,

@@ -140,7 +140,7 @@ class Supervisor:
                 self._admin_listener,
                 self._status,
                 self._runtime_dir,
-                (*console.routes(), *policy_routes(lambda: self._reloading, console.explained)),
+                (*console.routes(), *policy_routes(lambda: self._reloading, console.explained, console.guarded)),
                 settings=self._first.settings.admin,
                 lets_in=console.lets_in,
             )

@@ -235,6 +235,22 @@ def url(what: str, *schemes: str, host_only: bool = False) -> Kind:
     return Kind(read, schema={})
 
 
+def secret_url(what: str, *schemes: str) -> Kind:
+    """A URL with a host whose path or query may be a secret, so that it is never shown."""
+    read_url = reader_of(url(what, *schemes))
+
+    def read(value: object) -> object:
+        address = value.strip() if isinstance(value, str) else ""
+        try:
+            if address.isprintable() and " " not in address and urlsplit(address).hostname:
+                return read_url(address)
+        except (ValueError, PydanticCustomError):
+            pass  # the message would show it
+        raise mistake(f"expected {what}, found {'a value that is not shown' if address else found(value)}")
+
+    return Kind(read, schema={})
+
+
 def optional(reader: BeforeValidator) -> Kind:
     """The same, or None for a value that is missing or blank."""
     read_present = reader_of(reader)

@@ -23,6 +23,7 @@ from gateway.config.scalars import (
     optional,
     reader_of,
     secret,
+    secret_url,
     share,
     signing_secrets,
     size_bytes,
@@ -45,7 +46,7 @@ Sql = Annotated[str, text("an SQL statement", length_max=10_000)]
 HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")]
 File = Annotated[str | None, optional(text("a file", length_max=4096))]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
-OptionalHttpUrl = Annotated[str | None, optional(url("an http or https URL", "http", "https"))]
+WebhookUrl = Annotated[str | None, optional(secret_url("an http or https URL", "http", "https"))]
 DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
 RedisUrl = Annotated[str, redis_url()]
 _STRIPE_KEY = "a Stripe secret key (sk_… or rk_…)"
@@ -453,7 +454,7 @@ class BudgetWebhook(Section):
     """Where announcements of soft limits go; off where no URL is."""
 
     # Perhaps with a token in it: not shown.
-    url: OptionalHttpUrl = Field(default=None, repr=False)
+    url: WebhookUrl = Field(default=None, repr=False)
     # Several, separated by commas, while one takes over from another: every message is signed with each.
     secret: Annotated[SecretStr | None, signing_secrets()] = None
     timeout_s: Annotated[float, duration_s("10ms", "1m")] = Field(default=10.0, alias="timeout")  # of one attempt

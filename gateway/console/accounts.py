@@ -11,7 +11,7 @@ from gateway.console.audit import BUDGET_REMOVED, BUDGET_SET, Audit, Operator
 from gateway.console.holds import Holds
 from gateway.database import QUERIES, Database
 from gateway.hosted.answers import RefusedError
-from gateway.hosted.budget_body import BudgetBody
+from gateway.hosted.budget_body import WEEKDAYS, BudgetBody
 from gateway.hosted.standing import instant
 from gateway.policy.money import cents_text
 from gateway.policy.periods import window_at
@@ -184,6 +184,7 @@ class Accounts:
                 {
                     "period": one.period,
                     "hard_limit_microcents": one.hard_limit_microcents,
+                    "soft_limit_microcents": None,
                     "time_zone": one.time_zone,
                     "week_start": one.week_start,
                 },
@@ -196,7 +197,9 @@ class Accounts:
                 "source": source,
                 "period": limit["period"],
                 "time_zone": limit["time_zone"],
+                "week_start": WEEKDAYS[limit["week_start"] - 1],
                 "limit_cents": cents_text(limit["hard_limit_microcents"]),
+                "soft_limit_cents": _cents(limit["soft_limit_microcents"]),
                 "used_cents": cents_text(amount),
                 "share": amount / limit["hard_limit_microcents"] if limit["hard_limit_microcents"] else 1.0,
             }
@@ -218,6 +221,10 @@ class Accounts:
             [instant(window.end_ms) for window in windows],
         )
         return [row["used_microcents"] for row in rows]
+
+
+def _cents(microcents: int | None) -> str | None:
+    return None if microcents is None else cents_text(microcents)
 
 
 def _when(at: datetime | None) -> str | None:

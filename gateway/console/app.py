@@ -49,6 +49,8 @@ EXPLAIN_PATH = "/explain"  # of the listener's other paths, one that is asked by
 REFUSED_PAUSE_S = 0.3
 ACCOUNT_CHARACTERS_MAX = 255
 CONNECTIONS_MAX = 2  # to Postgres, for people who look
+# One look that takes too long (through all accounts, say) does not mean that Postgres is away.
+FAILURES_IN_A_ROW_MAX = 3
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
@@ -82,7 +84,7 @@ async def opened(
     settings = loaded().settings
     database = Database(
         settings.database.url,
-        breaker=Breaker(clock=time.monotonic),
+        breaker=Breaker(clock=time.monotonic, failures_max=FAILURES_IN_A_ROW_MAX),
         metrics=metrics,
         connections_max=CONNECTIONS_MAX,
         connect_timeout_s=settings.database.connect_timeout_s,
@@ -159,6 +161,10 @@ class Console:
 
     # --- who is let in
 
+    def guarded(self, handler: Handler) -> Handler:
+        """For what else on the listener tells of accounts or rules: not to a page of another site."""
+        return self._guarded(handler, asks=False)
+
     def _guarded(self, handler: Handler, *, page: bool = False, writes: bool = False, asks: bool = True) -> Handler:
         """``asks`` False: the listener's door has asked already."""
 
@@ -183,8 +189,11 @@ class Console:
     async def _sign_in(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return _refused(403, "forbidden", "The console answers its own page only.")
-        form = await request.post()
-        session = self._sessions.sign_in(str(form.get("token", "")))
+        try:
+            form = await request.post()
+            session = self._sessions.sign_in(str(form.get("token", "")))
+        except (ValueError, LookupError, AssertionError):  # no form: strangers send anything
+            session = None
         if session is None:
             await asyncio.sleep(REFUSED_PAUSE_S)
             return _sign_in_page("This is not the token.")
@@ -245,7 +254,7 @@ class Console:
 
     async def _search(self, request: web.Request) -> web.StreamResponse:
         beginning = request.query.get("q", "").strip()[:ACCOUNT_CHARACTERS_MAX]
-        return _answer(await self._accounts.search(beginning) if beginning else [])
+        return _answer(await self._accounts.search(beginning) if beginning and "\0" not in beginning else [])
 
     async def _account(self, request: web.Request) -> web.StreamResponse:
         return _answer(await self._accounts.picture(_account_of(request)))

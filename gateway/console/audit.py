@@ -4,6 +4,7 @@ Where what was done has transactions of its own (an event that is handled again)
 with what was asked, and gets what came of it at the end: one that has no ``ended`` is one whose end nobody has seen.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -102,6 +103,9 @@ class Audit:
         outcome = Outcome(facts=dict(asked))
         try:
             yield outcome
+        except asyncio.CancelledError:
+            await self._ended(entry, outcome, "broken off: the gateway was stopped")
+            raise
         except Exception as error:
             await self._ended(entry, outcome, f"failed: {str(error) or type(error).__name__}")
             raise
@@ -150,7 +154,10 @@ def page_of(query: Mapping[str, str]) -> tuple[str | None, int, int]:
             message = f"{name}: found {json.dumps(text[:40])}, expected a number from 1 to {highest}."
             raise RefusedError(400, "invalid_request", message)
         numbers.append(int(text))
-    return query.get("account"), numbers[0], numbers[1]
+    account_id = query.get("account")
+    if account_id is not None and "\0" in account_id:  # which no text in Postgres has
+        raise RefusedError(400, "invalid_request", f"account: found {json.dumps(account_id[:40])}, expected an id.")
+    return account_id, numbers[0], numbers[1]
 
 
 def _shown(text: str | None) -> Any:

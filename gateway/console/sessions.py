@@ -4,7 +4,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
@@ -57,7 +57,7 @@ def is_from_here(request: web.Request, *, writes: bool) -> bool:
     ``Host`` that it has to send.
     """
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and _split(origin).netloc != request.host:
         return False
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         return False
@@ -66,4 +66,12 @@ def is_from_here(request: web.Request, *, writes: bool) -> bool:
 
 def is_named_as_loopback(request: web.Request) -> bool:
     """Whether the request's ``Host`` is an address or name that only this machine has."""
-    return is_loopback(urlsplit(f"//{request.host}").hostname or "")
+    return is_loopback(_split(f"//{request.host}").hostname or "")
+
+
+def _split(address: str) -> SplitResult:
+    """What is no address at all has no parts: a stranger may send anything."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")

@@ -42,7 +42,13 @@ def weights_told(weights: Iterable[Weight], lines: Iterable[bytes]) -> tuple[int
     values: dict[bytes, list[bytes]] = {}
     for line in lines:
         name, _, value = line.partition(b":")
-        values.setdefault(name.lower(), []).append(value)
+        values.setdefault(_as_read(name), []).append(value)
     return tuple(
-        weight if isinstance(weight, int) else weight.of(values.get(weight.field.encode(), ())) for weight in weights
+        weight if isinstance(weight, int) else weight.of(values.get(_as_read(weight.field.encode()), ()))
+        for weight in weights
     )
+
+
+def _as_read(name: bytes) -> bytes:
+    """As the laxest servers read a field's name, which take an underscore for a hyphen."""
+    return name.lower().replace(b"_", b"-")

@@ -241,8 +241,11 @@ class Exchange:
         self._asked = policy
         key = ""
         if policy.idempotency is not None:
+            lines: Sequence[bytes] = self.request.lines
+            if self.request.connection_options:  # what the service behind does not get has no say in what is billed
+                lines = heads.without_named(lines, self.request.connection_options, self._relay.request_fields)
             try:
-                key = idempotency_key(policy.idempotency.header, self.request.lines)
+                key = idempotency_key(policy.idempotency.header, lines)
             except BadKeyError as error:
                 self._refuse(self._relay.bad_idempotency_key(str(error)), keep_alive=True)
                 return

@@ -22,8 +22,12 @@ def idempotency_key(header: str, lines: Sequence[bytes]) -> str:
     values = []
     for line in lines:
         found, _, value = line.partition(b":")
-        if found.lower() == name:
+        found = found.lower()
+        if found == name:
             values.append(value.strip())
+        elif b"_" in found and found.replace(b"_", b"-") == name:
+            # Servers that read underscores as hyphens would see another key than is billed by, or two.
+            raise BadKeyError(f"{header}: expected hyphens in the field's name, found underscores")
     if not values:
         return ""
     if len(values) > 1:

@@ -118,6 +118,14 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("soft_limits: {webhook: {url: https://ops.example/}}\n"),
         "config.yaml:8:24: soft_limits.webhook.secret: expected a secret, with which the messages are signed",
     ),
+    "a webhook's address, which may hold a token, is not shown": (
+        config("soft_limits: {webhook: {url: 'https://ops.example:99999/t0ken'}}\n"),
+        "config.yaml:8:30: soft_limits.webhook.url: expected an http or https URL, found a value that is not shown",
+    ),
+    "a webhook at no host": (
+        config("soft_limits: {webhook: {url: 'https:///t0ken'}}\n"),
+        "config.yaml:8:30: soft_limits.webhook.url: expected an http or https URL, found a value that is not shown",
+    ),
     "a secret of another kind": (
         config("soft_limits: {webhook: {secret: whsec_4eC39HqLyjWDarjtT1zdp7dc}}\n"),
         "config.yaml:8:33: soft_limits.webhook.secret: expected whsec_ and the base64 of 24 to 64 random bytes "

@@ -57,7 +57,7 @@ async def serve(
             return Status(draining=False, workers_wanted=1, workers_alive=1, workers_ready=1)
 
         reloading: Any = SimpleNamespace(loaded=loaded)  # all that /explain asks of it
-        routes = (*console.routes(), *policy_routes(lambda: reloading, console.explained))
+        routes = (*console.routes(), *policy_routes(lambda: reloading, console.explained, console.guarded))
         app = make_app(status, tmp_path, routes, token=token, lets_in=console.lets_in)
         client: TestClient[Any, Any] = await aiohttp_client(TestServer(app), cookie_jar=aiohttp.CookieJar(unsafe=True))
         return client

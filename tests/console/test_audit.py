@@ -1,12 +1,18 @@
 """What an operator does leaves an entry: who, when, what, before and after, in the transaction of the change itself."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 from aiohttp.test_utils import TestClient
 
+from gateway.breaker import Breaker
+from gateway.console.audit import BILLING_SYNCED, Audit, Operator
+from gateway.database import Database
+from gateway.metrics import Metrics
 from tests.console.world import TOKEN, WRITE, sign_in
 
 Client = TestClient[Any, Any]
@@ -95,7 +101,7 @@ async def test_programs_read_it_with_the_token_page_by_page(
     assert [one["after"]["hard_limit_cents"] for one in rest["entries"]] == ["1"]
     assert rest["before"] is None
     assert (await (await client.get("/audit?account=nobody", headers=bearer)).json())["entries"] == []
-    for wrong in ("limit=0", "limit=201", "limit=x", "before=-1", "before=9223372036854775808", "page=2"):
+    for wrong in ("limit=0", "limit=201", "limit=x", "before=-1", f"before={2**63}", "page=2", "account=%00"):
         answer = await client.get(f"/audit?{wrong}", headers=bearer)
         assert (answer.status, (await answer.json())["error"]) == (400, "invalid_request"), wrong
     # Where nobody is asked, the name must be this machine's, as for the console.
@@ -127,3 +133,23 @@ async def test_questions_are_entries_and_those_of_long_ago_are_forgotten(
     # A question that no account's facts are in the answer of leaves none.
     assert (await client.post("/explain", json={"path": "/elsewhere"}, headers=WRITE)).status == 200
     assert len(await told(client)) == 3
+
+
+async def test_an_act_that_is_broken_off_says_so(account_id: str, database_url: str) -> None:
+    database = Database(database_url, breaker=Breaker(clock=time.monotonic), metrics=Metrics())
+    audit = Audit(database)
+    begun = asyncio.Event()
+
+    async def act() -> None:
+        async with audit.act(Operator(token="none", address="127.0.0.1"), BILLING_SYNCED):
+            begun.set()
+            await asyncio.Event().wait()
+
+    under_way = asyncio.create_task(act())
+    await begun.wait()
+    under_way.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await under_way
+    [entry] = await audit.entries(None)
+    assert entry["after"] == {"ended": "broken off: the gateway was stopped"}
+    await database.close()

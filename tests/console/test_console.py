@@ -52,6 +52,21 @@ async def test_who_signs_in_has_a_cookie_that_no_script_and_no_other_site_gets(c
     assert (await client.get("/console/live")).status == 401
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"token=\xff", "application/x-www-form-urlencoded"),
+        (b"token=a", "application/x-www-form-urlencoded; charset=nope"),
+        (b"x", "multipart/form-data"),
+        (b"x", "multipart/form-data; boundary=a"),
+        (b"--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n", "multipart/form-data; boundary=a"),
+    ],
+)
+async def test_what_is_no_form_is_not_the_token(client: TestClient[Any, Any], body: bytes, content_type: str) -> None:
+    answer = await client.post("/console/sign-in", data=body, headers={"Content-Type": content_type})
+    assert (answer.status, "This is not the token." in await answer.text()) == (401, True)
+
+
 async def test_a_session_ends_by_itself() -> None:
     now = 0.0
     sessions = Sessions(TOKEN, clock=lambda: now)
@@ -70,6 +85,7 @@ async def test_a_session_ends_by_itself() -> None:
         {"X-Castgate-Console": "0"},
         {**WRITE, "Origin": "https://evil.example"},
         {**WRITE, "Origin": "null"},
+        {**WRITE, "Origin": "http://["},
         {**WRITE, "Sec-Fetch-Site": "cross-site"},
         {**WRITE, "Sec-Fetch-Site": "same-site"},
     ],
@@ -88,9 +104,16 @@ async def test_another_sites_page_changes_nothing(
 async def test_without_a_token_only_names_of_this_machine_are_answered(serve: Callable[..., Any]) -> None:
     client = await serve(None)
     assert (await client.get("/console")).status == 200
-    for name in ("evil.example", "evil.example:9090", "10.0.0.5"):  # as after DNS rebinding
+    for name in ("evil.example", "evil.example:9090", "10.0.0.5", "[", ""):  # as after DNS rebinding
         assert (await client.get("/console/live", headers={"Host": name})).status == 403
+        assert (await client.get("/policies", headers={"Host": name})).status == 403
+        assert (await client.post("/explain", json={"path": "/v1/cast"}, headers={"Host": name})).status == 403
     assert (await client.get("/console/live", headers={"Host": "localhost:9090"})).status == 200
+    # Another site's page may send this unasked, and leave an entry in the audit.
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    question = '{"account": "a", "path": "/v1/cast"}'
+    assert (await client.post("/explain", data=question, headers=elsewhere)).status == 403
+    assert (await client.post("/explain", data=question)).status == 200
 
 
 async def test_a_budget_is_set_replaced_and_removed_and_each_is_in_the_log(
@@ -122,6 +145,7 @@ async def test_accounts_are_found_by_the_beginning_of_their_id(client: TestClien
     assert await (await client.get(f"/console/accounts?q={account_id[:8]}")).json() == [account_id]
     for nothing in ("%", "_", "\\", "", "zz"):
         assert await (await client.get("/console/accounts", params={"q": nothing})).json() == []
+    assert await (await client.get("/console/accounts?q=a%00")).json() == []
 
 
 async def test_who_is_nearest_a_limit_comes_first_by_own_budget_or_plan(
@@ -152,6 +176,20 @@ async def test_who_is_nearest_a_limit_comes_first_by_own_budget_or_plan(
         ("own", "2", "4", "free"),
         ("far", "5", "500", "free"),
     ]
+
+
+async def test_a_look_that_takes_too_long_keeps_nobody_from_the_others(
+    serve: Callable[..., Any], database_url: str
+) -> None:
+    client = await serve(TOKEN, database={"url": database_url, "statement_timeout": "200ms"})
+    assert await sign_in(client) == 303
+    connection = await asyncpg.connect(database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE usage_counters")
+        assert (await client.get("/console/near-limits")).status == 503
+        assert (await client.get("/console/webhooks")).status == 200
+    await connection.close()
+    assert (await client.get("/console/near-limits")).status == 200
 
 
 async def test_where_billing_is_off_nothing_is_read_from_stripe(client: TestClient[Any, Any]) -> None:

@@ -149,6 +149,23 @@ async def test_an_operator_signs_in_watches_finds_an_account_and_sets_its_budget
     await expect(audit.nth(3)).to_contain_text("ADMIN_TOKEN, 127.0.0.1")
     assert await world.obstacles() == []
 
+    # What the form does not ask for stays.
+    headers = {"Authorization": f"Bearer {world.account.api_key}"}
+    kept = {"period": "weekly", "soft_limit_cents": 400, "timezone": "Asia/Tokyo", "week_start": "sunday"}
+    budgets_url = f"{world.gateway.base_url}/v1/budgets"
+    async with world.session.post(budgets_url, headers=headers, json={**kept, "hard_limit_cents": 500}) as answer:
+        assert answer.status == 201
+    await page.reload()
+    await page.locator("select[name=period]").select_option("weekly")
+    await page.get_by_label("Cents at most").fill("900")
+    await page.get_by_role("button", name="Set budget").press("Enter")
+    await expect(page.locator("#account > .told")).to_have_text(
+        "The weekly budget is 900 cents, from the next call on."
+    )
+    async with world.session.get(budgets_url, headers=headers) as answer:
+        [own] = [one for one in (await answer.json())["budgets"] if one["period"] == "weekly"]
+    assert {**kept, "hard_limit_cents": 900}.items() <= own.items()
+
     # A payment is in the log of webhooks, from which one is handled again.
     await world.subscribe()
     await page.get_by_role("link", name="← Overview").press("Enter")

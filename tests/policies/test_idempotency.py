@@ -1,6 +1,7 @@
 """Calls with an idempotency key, from client to ledger."""
 
 import http.client
+from contextlib import closing
 from urllib.parse import urlsplit
 
 from tests.policies.conftest import Desk
@@ -67,3 +68,21 @@ def test_keys_that_cannot_be_told_apart_are_refused(desk: Desk) -> None:
     connection.close()
     assert desk.call(account, headers=key("x" * 255)).status == 200
     assert desk.charged(account, 1) == [CENT]
+
+
+def test_a_key_that_the_service_does_not_get_is_none(desk: Desk) -> None:
+    desk.use(RULES.format(name="unseen"))
+    account = desk.account()
+    with closing(http.client.HTTPConnection(urlsplit(desk.gateway.base_url).netloc, timeout=20)) as connection:
+        taken_out = {**key("same"), "Connection": "Idempotency-Key", "Authorization": f"Bearer {account.api_key}"}
+        for _ in range(2):  # each call is work of its own
+            connection.request("POST", "/v1/cast", b"{}", taken_out)
+            answered = connection.getresponse()
+            answered.read()
+            assert answered.status == 200
+    assert desk.charged(account, 2) == [CENT] * 2
+    answer = desk.call(account, headers={**key("same"), "Idempotency_Key": "another"})
+    assert (answer.status, answer.json["details"]) == (
+        400,
+        "idempotency-key: expected hyphens in the field's name, found underscores",
+    )

@@ -44,4 +44,7 @@ def test_each_limit_has_a_weight_of_its_own() -> None:
     lines = [b"Host: a\r\n", b"x-UNITS: 30\r\n", b"X-Units-Else: 1\r\n"]
     assert weights_told([3, UNITS, other, UNITS], lines) == (3, 30, 5, 30)
     assert weights_told([UNITS], [*lines, b"X-Units: 1\r\n"]) == (100,)
+    # Some servers read both as one field.
+    assert weights_told([UNITS], [*lines, b"X_Units: 1\r\n"]) == (100,)
+    assert weights_told([UNITS], [b"x_units: 30\r\n"]) == (30,)
     assert [usual_weight(weight) for weight in (3, UNITS, other)] == [3, 2, 5]

@@ -1,13 +1,17 @@
 """The admin listener's answers."""
 
+import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.admin import Status, make_app, readiness
+from gateway.admin import Status, make_app, readiness, serve_admin
+from gateway.config.settings import Admin
 from gateway.metrics import Metrics
 
 
@@ -112,3 +116,26 @@ async def test_every_path_that_there_is_asks_for_the_token(tmp_path: Path, aioht
 async def test_open_paths_are_open_and_others_open_with_the_token(guarded: TestClient[Any, Any]) -> None:
     assert (await guarded.get("/metrics")).status == 200
     assert (await guarded.get("/healthz", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200
+
+
+async def test_what_an_operator_has_begun_goes_on_when_the_page_is_closed(tmp_path: Path) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def change(request: web.Request) -> web.Response:
+        begun.set()
+        while request.transport is not None:  # until the client has left
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        ended.set()
+        return web.Response()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    admin = await serve_admin(listener, status, tmp_path, [web.post("/change", change)], settings=Admin())
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"POST /change HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+    async with asyncio.timeout(20):
+        await begun.wait()
+        writer.transport.abort()
+        await ended.wait()
+    await admin.cleanup()
+    listener.close()

@@ -158,6 +158,12 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, ["serve", *arguments]).exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--account", "--method", "--ip", "--header"])
+def test_what_is_no_text_cannot_be_explained(option: str) -> None:
+    shown = CliRunner().invoke(main, ["explain", "--path", "/v1/cast", option, "\udcff: 1"])  # a byte that is not UTF-8
+    assert (shown.exit_code, "expected printable characters" in shown.output) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["serve", "check", "migrate"])
 def test_help_has_examples(command: str) -> None:
     shown = CliRunner().invoke(main, [command, "--help"])

@@ -57,9 +57,16 @@ function limits(picture, change) {
   const path = `${pathOf(picture.account)}/budget`;
   const period = el("select", { name: "period" }, ...["daily", "weekly", "monthly", "total"].map((one) => el("option", {}, one)));
   const amount = el("input", { name: "hard_limit_cents", inputmode: "decimal", required: true, pattern: "[0-9]+([.][0-9]{1,6})?", title: "cents, with up to six decimals" });
+  // What the form does not ask for stays; but a soft limit above the new limit cannot.
+  const kept = (name, cents) => {
+    const own = picture.budgets.find((one) => one.source === "account" && one.period === name);
+    if (!own) return "";
+    const soft = own.soft_limit_cents !== null && Number(own.soft_limit_cents) <= Number(cents) ? `, "soft_limit_cents": ${own.soft_limit_cents}` : "";
+    return `, "timezone": ${JSON.stringify(own.time_zone)}, "week_start": ${JSON.stringify(own.week_start)}${soft}`;
+  };
   const set = (event) => {
     event.preventDefault();
-    const body = `{"period": ${JSON.stringify(period.value)}, "hard_limit_cents": ${amount.value}}`;
+    const body = `{"period": ${JSON.stringify(period.value)}, "hard_limit_cents": ${amount.value}${kept(period.value, amount.value)}}`;
     change(() => ask(path, { method: "PUT", body }), `The ${period.value} budget is ${amount.value} cents, from the next call on.`);
   };
   const remove = (one) => el("button", {

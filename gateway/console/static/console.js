@@ -156,9 +156,13 @@ function drawChart() {
 
 async function slowly() {
   if (byId("overview").hidden) return;
-  const [near, events] = await Promise.all([ask("/console/near-limits"), ask("/console/webhooks")]);
+  // Each by itself: who is nearest a limit is a search through all accounts, which may take longer than it is given.
+  const near = ask("/console/near-limits").then(showNear, (error) => byId("near-list").replaceChildren(el("li", { class: "quiet" }, error.message)));
+  await Promise.all([near, ask("/console/webhooks").then((events) => showWebhooks(events, canReplay, slowly))]);
+}
+
+function showNear(near) {
   byId("near-list").replaceChildren(...(near.length ? near.map((one) => limitLine(accountLink(one.account), one)) : [el("li", { class: "quiet" }, "Nobody has used anything in an open period.")]));
-  showWebhooks(events, canReplay, slowly);
 }
 
 async function showPolicies() {
