@@ -685,7 +685,9 @@ class Exchange:
         account = self._account
         assert account is not None
         if hold is None:
-            event_id, occurred_ms = self._relay.new_event_id(), wall_clock_ms()
+            # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
+            event_id = self._relay.new_event_id()
+            occurred_ms = wall_clock_ms() - round((self._relay.now() - self._started) * 1000)
         else:
             event_id, occurred_ms = hold.hold_id, hold.admitted_ms
             self._relay.admission.finished(hold, charge, free_units)

@@ -39,6 +39,16 @@ def test_a_key_is_billed_once_also_when_the_budget_is_spent(desk: Desk) -> None:
     assert desk.settled(other, 1) == [CENT]
 
 
+def test_a_repeat_that_was_let_past_a_spent_budget_stays_one_when_its_key_runs_out_under_way(desk: Desk) -> None:
+    desk.use(RULES.format(name="running-out"))
+    account = desk.account()
+    assert [desk.call(account, headers=key(name)).status for name in ("one", "two", "three")] == [200, 200, 402]
+    desk.settled(account, 2)
+    with desk.calls_under_way(account, 1, headers=key("one")):
+        desk.sql("UPDATE billed_keys SET expires_at = clock_timestamp() WHERE account_id = $1", account.user_id)
+    assert desk.settled(account, 3) == [CENT, CENT, 0]
+
+
 def test_a_call_that_was_not_charged_does_not_use_its_key_up(desk: Desk) -> None:
     desk.use(RULES.format(name="unused"))
     account = desk.account()
