@@ -223,7 +223,9 @@ async def test_a_retention_from_before_there_were_ids_drops_nothing(
 ) -> None:
     for dry_run in (["--dry-run"], []):
         done = await castgate("--retention", "1200", *dry_run)
-        assert (done.exit_code, "; 0 dropped (the 1200 before this one are kept)" in done.stdout) == (0, True), done.stdout
+        assert (done.exit_code, "; 0 dropped (the 1200 before this one are kept)" in done.stdout) == (0, True), (
+            done.stdout
+        )
     assert len(await by_partition(sql)) == len(past)
 
 

@@ -89,7 +89,9 @@ def test_an_event_too_large_for_a_record_goes_without_its_ids() -> None:
 TERMS = Terms("free/cast/total/UTC/1", 0, 253_402_214_400_000, 2**53 - 1, 2**53 - 1, "digest", 86_400_000)
 
 
-@pytest.mark.parametrize("terms", [TERMS, Terms(key="digest", key_life_ms=1000), TERMS._replace(key=None, key_life_ms=None)])
+@pytest.mark.parametrize(
+    "terms", [TERMS, Terms(key="digest", key_life_ms=1000), TERMS._replace(key=None, key_life_ms=None)]
+)
 def test_terms_are_read_as_they_were_written(terms: Terms) -> None:
     written = UsageEvent(event_id(), "a", "p", 0, 1, 200, "posted", None, None, terms)
     assert read(packed_events([written])) == [written]
