@@ -7,7 +7,7 @@ both or neither, and the second of two runs finds everything done.
 A file that somebody ran with psql has no row. It is recognised by its tables: if all that it makes are there, with the
 columns it would give them (tried in a scratch schema that is rolled back), it is recorded, not run; if they differ,
 nothing is touched and the difference is told. (Other things than tables a file should make so that it may run twice,
-such as CREATE OR REPLACE FUNCTION.) One that makes functions alone is recognised by them: to run it once more could bring
+such as CREATE OR REPLACE FUNCTION.) One that makes functions alone is recognised by them: run once more it could bring
 back what a newer file has replaced. Likewise a rollback by psql: when none of the newest files' tables and functions
 exists any more, but those that the rollback itself makes, those files count as not applied.
 

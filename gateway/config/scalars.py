@@ -236,7 +236,7 @@ def url(what: str, *schemes: str, host_only: bool = False) -> Kind:
 
 
 def database_url() -> Kind:
-    """Postgres' address. Of the gateway's own parameter in it (``gateway.database``) a wrong word is not taken for false."""
+    """Postgres' address. A wrong word for the gateway's own parameter in it is not taken for false."""
     read_url = reader_of(url("a URL such as postgresql://user@host/database", "postgres", "postgresql"))
 
     def read(value: object) -> str:

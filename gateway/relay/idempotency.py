@@ -22,8 +22,9 @@ class BadKeyError(Exception):
 def idempotency_key(header: str, request: "Request", fields: heads.Fields) -> str:
     """The digest of the key in the request's field ``header``; blank where there is none. Raises BadKeyError.
 
-    To bill a call whose key was not understood would be what the client asked us not to do. And one whose key the service
-    behind does not get, or may read another of, is not to pass for a repeat: it would be done anew, and billed nothing.
+    To bill a call whose key was not understood would be what the client asked us not to do. And one whose key the
+    service behind does not get, or may read another of, must not pass for a repeat: it would be done anew, and billed
+    nothing.
     """
     name = header.encode()
     lines: Sequence[bytes] = request.lines

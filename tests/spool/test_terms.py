@@ -1,4 +1,4 @@
-"""Gateways are killed while Postgres is away, with calls under a free tier and with idempotency keys in spool and holds."""
+"""Gateways are killed while Postgres is away, with free tiers and idempotency keys in their spools and holds."""
 
 import asyncio
 
@@ -53,8 +53,8 @@ async def test_killed_gateways_give_the_free_units_away_once_and_bill_each_key_o
     await cast(one, account, ["k0"])
     await cast(two, account, [""])
     await world.until(lambda: world.rows() == 2, "the first rows")
-    # Two units of thirty are used. Now 20 more of each gateway, of which five have a key that the other one has as well,
-    # and one a key that is billed already; and then of each two that are under way when it dies.
+    # Two units of thirty are used. Now 20 more of each gateway, of which five have a key that the other one has as
+    # well, and one a key that is billed already; and then of each two that are under way when it dies.
     await world.link.close()
     keys = ["k0", *[f"k{number}" for number in range(1, 6)], *[""] * 14]
     for gateway in (one, two):
