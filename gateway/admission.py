@@ -142,7 +142,13 @@ class Admission:
         ]
         self._shapes: dict[tuple[int, str], Shape] = {}
         self._refresh = Refresh(accounts, tasks, self._loop.time, self._again, self._undecided)
-        self._repeats = Repeats(database, tasks, again=self._again, tell=self._tell)
+        self._repeats = Repeats(
+            database,
+            tasks,
+            timeout_s=settings.database.admission_timeout_s,
+            again=self._again,
+            tell=self._tell,
+        )
         self.ladder = Ladder(
             worker_id=worker_id,
             database=database,

@@ -2,9 +2,11 @@
 
 Only they are looked up, so a key costs nothing while there is money. The truth is in Postgres, where each event is
 written (castgate_settle_terms); here it is only asked whether a call will cost something. However many wait: one
-statement for all that wait when it begins, and one at a time. Where Postgres does not answer, the refusal stands.
+statement for all that wait when it begins, and one at a time. Where Postgres does not answer, or not within the time
+that a call may wait for it, the refusal stands.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,15 @@ STATEMENTS_MAX = 50
 _log = structlog.get_logger()
 
 
+class _Refused:
+    __slots__ = ("ask", "denial", "timer")
+
+    def __init__(self, ask: "Ask", denial: Verdict) -> None:
+        self.ask = ask
+        self.denial = denial
+        self.timer: asyncio.TimerHandle | None = None  # None: it has been told
+
+
 class Repeats:
     """``again`` takes a call that is a repeat and now asks for nothing, ``tell`` one whose refusal stands."""
 
@@ -38,6 +49,7 @@ class Repeats:
         database: Database | None,
         tasks: "Tasks",
         *,
+        timeout_s: float,
         again: Callable[["Ask"], None],
         tell: Callable[["Ask", Verdict], None],
     ) -> None:
@@ -45,7 +57,9 @@ class Repeats:
         self._tasks = tasks
         self._again = again
         self._tell = tell
-        self._waiting: list[tuple[Ask, Verdict]] = []
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[_Refused] = []
         self._running = False
 
     def refused(self, ask: "Ask", denial: Verdict) -> None:
@@ -53,30 +67,45 @@ class Repeats:
         if self._database is None or len(self._waiting) >= WAITING_MAX:
             self._tell(ask, denial)
             return
-        self._waiting.append((ask, denial))
+        waiting = _Refused(ask, denial)
+        waiting.timer = self._loop.call_later(self._timeout_s, self._stands, waiting)
+        self._waiting.append(waiting)
         if not self._running:
             self._running = True
             self._tasks.start("admission.repeats", self._run(self._database))
 
     async def _run(self, database: Database) -> None:
-        batch: list[tuple[Ask, Verdict]] = []
+        batch: list[_Refused] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                billed = await self._billed(database, [ask for ask, _ in batch])
+                batch = [one for one in batch if one.timer is not None]
+                if not batch:
+                    continue
+                billed = await self._billed(database, [one.ask for one in batch])
                 asked, batch = batch, []
-                for (ask, denial), is_billed in zip(asked, billed, strict=True):
+                for one, is_billed in zip(asked, billed, strict=True):
+                    if one.timer is None:
+                        continue
                     if is_billed:
-                        ask.is_repeat = True
-                        ask.hold_microcents = 0
-                        self._again(ask)
+                        one.timer.cancel()
+                        one.timer = None
+                        one.ask.is_repeat = True
+                        one.ask.hold_microcents = 0
+                        self._again(one.ask)
                     else:
-                        self._tell(ask, denial)
+                        self._stands(one)
         finally:
             self._running = False
             left, self._waiting = self._waiting, []
-            for ask, denial in (*batch, *left):  # cancelled, or a fault of ours: nobody is left waiting
-                self._tell(ask, denial)
+            for one in (*batch, *left):  # cancelled, or a fault of ours: nobody is left waiting
+                self._stands(one)
+
+    def _stands(self, refused: _Refused) -> None:
+        if refused.timer is not None:
+            refused.timer.cancel()
+            refused.timer = None
+            self._tell(refused.ask, refused.denial)
 
     async def _billed(self, database: Database, asks: "list[Ask]") -> list[bool]:
         accounts = ["" if ask.account is None else ask.account.account_id for ask in asks]

@@ -21,9 +21,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+import asyncpg
 import structlog
 
 from gateway.accounts import NOT_LOADED, Account, Accounts
+from gateway.database import StoreError
 
 if TYPE_CHECKING:
     from gateway.config.settings import Identity
@@ -214,7 +216,10 @@ class Identify:
 
     async def owner_of(self, credentials: Credentials) -> Account | None:
         """Whose ``credentials`` are by the tables as they are, past the cache. Raises StoreError."""
-        return (await self._accounts_of([credentials])).get(credentials)
+        account = (await self._accounts_of([credentials])).get(credentials)
+        if account is not None and account.version == NOT_LOADED:
+            await self._accounts.load([account])
+        return account
 
     def forget(self, credentials: Credentials) -> None:
         """Credentials thought unknown were good after all: Phase 1 accepted them."""
@@ -280,7 +285,7 @@ class Identify:
             self._working = False
 
     async def _accounts_of(self, batch: Sequence[Credentials]) -> Mapping[Credentials, Account]:
-        """The loaded accounts of those credentials that have one."""
+        """The accounts of those credentials that have one, loaded where their facts can be read."""
         found: dict[Credentials, str] = {}
         hashes = {key: self._hash_key(key) for shown in batch for key in shown[:2] if key is not None}
         account_ids = await self._ask(self._key_sql, hashes.values())
@@ -312,7 +317,11 @@ class Identify:
             for account in accounts.values()
             if account.version == NOT_LOADED or self._accounts.due_s(account) <= now
         }
-        await self._accounts.load(list(due))
+        try:
+            await self._accounts.load(list(due))
+        except (StoreError, asyncpg.PostgresError) as error:
+            # Whose they are is known, and so who pays: admission reads the rest, or decides without.
+            _log.warning("facts_not_loaded", accounts=len(due), error=str(error).partition("\n")[0])
         return accounts
 
     async def _ask(self, sql: str, hashes: Iterable[str | None]) -> Mapping[str | None, str]:

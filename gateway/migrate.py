@@ -7,8 +7,9 @@ both or neither, and the second of two runs finds everything done.
 A file that somebody ran with psql has no row. It is recognised by its tables: if all that it makes are there, with the
 columns it would give them (tried in a scratch schema that is rolled back), it is recorded, not run; if they differ,
 nothing is touched and the difference is told. (Other things than tables a file should make so that it may run twice,
-such as CREATE OR REPLACE FUNCTION.) Likewise a rollback by psql: when none of the newest files' tables and functions
-exists any more, those files count as not applied.
+such as CREATE OR REPLACE FUNCTION.) One that makes functions alone is recognised by them: run once more it could bring
+back what a newer file has replaced. Likewise a rollback by psql: when none of the newest files' tables and functions
+exists any more, but those that the rollback itself makes, those files count as not applied.
 
 ``casts`` is Phase 1's, and may appear after us; so its column ``cost_cents`` is looked after at the end of every run.
 """
@@ -41,6 +42,7 @@ _LOCK_KEY = int.from_bytes(hashlib.sha256(b"castgate migrate").digest()[:8], "bi
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_[a-z0-9_]+")
 _WRAPPED = re.compile(r"\A(?P<head>(?:\s+|--[^\n]*\n)*)BEGIN;(?P<body>.*)COMMIT;\s*\Z", re.DOTALL)
 _COMMENT_OR_QUOTED_BODY = re.compile(r"--[^\n]*|\$(\w*)\$.*?\$\1\$", re.DOTALL)
+_ADD_COLUMN = re.compile(r"\bADD COLUMN\b(?! IF NOT EXISTS)")
 _CREATED_TABLE = re.compile(r"^\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
 _CREATED_FUNCTION = re.compile(r"^\s*CREATE (?:OR REPLACE )?FUNCTION (\w+)", re.MULTILINE)
 
@@ -88,7 +90,17 @@ class Migration:
     @property
     def functions(self) -> tuple[str, ...]:
         """The functions that the file makes."""
-        return tuple(_CREATED_FUNCTION.findall(_COMMENT_OR_QUOTED_BODY.sub("", self.body)))
+        return _functions_in(self.body)
+
+    @property
+    def own_functions(self) -> tuple[str, ...]:
+        """Those of them that are gone with the file: a rollback makes those of older files as they were."""
+        restored = _functions_in(self.rollback_body or "")
+        return tuple(name for name in self.functions if name not in restored)
+
+
+def _functions_in(body: str) -> tuple[str, ...]:
+    return tuple(_CREATED_FUNCTION.findall(_COMMENT_OR_QUOTED_BODY.sub("", body)))
 
 
 def default_folder() -> Path:
@@ -258,7 +270,8 @@ async def _applied(
         # Only the newest can be told by what they made: that of an older one may have been dropped by a newer.
         if migration.number not in applied:
             continue
-        if not (migration.tables or migration.functions) or await _present(connection, migration):
+        left = migration.tables, migration.own_functions
+        if not any(left) or await _present(connection, *left):
             break
         await connection.execute("DELETE FROM castgate_migrations WHERE number = $1", migration.number)
         report(f"{migration.name} was rolled back by hand")
@@ -275,10 +288,11 @@ async def _applied(
 async def _apply(
     connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration, report: Callable[[str], None]
 ) -> None:
-    found = await _present(connection, migration)
+    found = await _present(connection, migration.tables, migration.functions)
     present = [table for table in migration.tables if table in found]
     if present:
         await _check_made_by_hand(connection, migration, present)
+    if present or (migration.functions and not migration.tables and found.issuperset(migration.functions)):
         report(f"{migration.name} was applied by hand: recorded")
     else:
         await _execute(connection, migration.body, f"{migration.name}.sql")
@@ -306,7 +320,8 @@ async def _check_made_by_hand(
     await connection.execute(
         "SELECT set_config('search_path', 'castgate_scratch, ' || current_setting('search_path'), true)"
     )
-    await _execute(connection, migration.body, f"{migration.name}.sql")
+    # Columns that it gives to tables of older files are there.
+    await _execute(connection, _ADD_COLUMN.sub("ADD COLUMN IF NOT EXISTS", migration.body), f"{migration.name}.sql")
     expected = {table: await _columns(connection, table) for table in present}
     await trial.rollback()
     for table, columns in expected.items():
@@ -338,9 +353,11 @@ async def _execute(connection: "asyncpg.Connection[asyncpg.Record]", sql: str, w
         raise MigrateError(f"{what}: {_why(error)}") from error
 
 
-async def _present(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> set[str]:
-    """Which of the tables and functions that the file makes are there."""
-    rows = await connection.fetch(_PRESENT, migration.tables, migration.functions)
+async def _present(
+    connection: "asyncpg.Connection[asyncpg.Record]", tables: Sequence[str], functions: Sequence[str]
+) -> set[str]:
+    """Which of them are there."""
+    rows = await connection.fetch(_PRESENT, tables, functions)
     return {row["name"] for row in rows}
 
 

@@ -580,8 +580,8 @@ SELECT pg_advisory_xact_lock(hashtextextended('castgate usage_events', 0));
 -- Maintain: the partitions of usage_events, the oldest first, and which of them are over before the $1 months before this
 -- one (NULL: none is). The default one has no bounds.
 SELECT name, castgate_usage_time(from_id) AS since, castgate_usage_time(to_id) AS until, bytes, events_about,
-       coalesce(to_id <= castgate_usage_id(
-           (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC'), false) AS is_over
+       coalesce(to_id <= castgate_usage_id(greatest(timestamptz 'epoch',
+           (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC')), false) AS is_over
 FROM castgate_usage_months()
 ORDER BY to_id NULLS LAST;
 
@@ -592,9 +592,9 @@ SELECT made, moved, waiting, late, is_busy FROM castgate_make_usage_months($1, $
 
 -- name: drop_usage_month
 -- Maintain: drops the oldest partition that is over before the $1 months before this one; $2: it stays as a table. The
--- columns are described at the function.
-SELECT name, until, events, cost_microcents, kept FROM castgate_drop_usage_month(
-    (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC', $2);
+-- columns are described at the function. Before 1970 there are no ids: what is earlier would be later than all of them.
+SELECT name, until, events, cost_microcents, kept FROM castgate_drop_usage_month(greatest(timestamptz 'epoch',
+    (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1)) AT TIME ZONE 'UTC'), $2);
 
 -- name: late_usage
 -- Maintain: how many calls came after their month was dropped, and were not counted; and what they cost.

@@ -23,6 +23,7 @@ _LENGTH = struct.Struct("<I")
 PAYLOAD_BYTES_MAX = 1024 * 1024
 # What every version has written; terms follow where a call has any.
 _PLAIN_FIELDS = len(UsageEvent._fields) - 1
+_TERMS_KINDS = (str, int, int, int, int, str, int)
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -87,6 +88,8 @@ def event_of(payload: bytes) -> UsageEvent:
         return UsageEvent(*fields)
     terms = fields.pop()
     if not isinstance(terms, list) or len(terms) != len(Terms._fields):
+        raise ValueError("not the terms of an event")
+    if any(part is not None and type(part) is not kind for part, kind in zip(terms, _TERMS_KINDS, strict=True)):
         raise ValueError("not the terms of an event")
     return UsageEvent(*fields)._replace(terms=Terms(*terms))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -247,6 +247,20 @@ def secret_url(what: str, *schemes: str) -> Kind:
         except (ValueError, PydanticCustomError):
             pass  # the message would show it
         raise mistake(f"expected {what}, found {'a value that is not shown' if address else found(value)}")
+
+    return Kind(read, schema={})
+
+
+def database_url() -> Kind:
+    """Postgres' address. A wrong word for the gateway's own parameter in it is not taken for false."""
+    read_url = reader_of(url("a URL such as postgresql://user@host/database", "postgres", "postgresql"))
+
+    def read(value: object) -> str:
+        address: str = read_url(value)
+        for name, said in parse_qsl(urlsplit(address).query, keep_blank_values=True):
+            if name == "pgbouncer" and said not in ("true", "false"):
+                raise expected("pgbouncer=true or pgbouncer=false, if either", f"pgbouncer={said}")
+        return address
 
     return Kind(read, schema={})
 

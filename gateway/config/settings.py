@@ -16,6 +16,7 @@ from gateway.config.models import Section, contradiction
 from gateway.config.redis_address import read_redis_url, redis_url
 from gateway.config.scalars import (
     choice,
+    database_url,
     duration_s,
     expected,
     flag,
@@ -47,7 +48,7 @@ HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 File = Annotated[str | None, optional(text("a file", length_max=4096))]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
 WebhookUrl = Annotated[str | None, optional(secret_url("an http or https URL", "http", "https"))]
-DatabaseUrl = Annotated[str, url("a URL such as postgresql://user@host/database", "postgres", "postgresql")]
+DatabaseUrl = Annotated[str, database_url()]
 RedisUrl = Annotated[str, redis_url()]
 _STRIPE_KEY = "a Stripe secret key (sk_… or rk_…)"
 _STRIPE_WEBHOOK = "a Stripe webhook signing secret (whsec_…)"

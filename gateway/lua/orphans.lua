@@ -9,6 +9,15 @@ local time = redis.call('TIME')
 local now = tonumber(ARGV[5]) or (time[1] * 1000 + math.floor(time[2] / 1000))
 local silent_since = now - tonumber(ARGV[1])
 
+-- Their JSON. By itself cjson rounds a number to 14 digits, and the end of a period that never ends has 15.
+local function terms_text(terms)
+  local parts = {}
+  for i, part in ipairs(terms) do
+    parts[i] = type(part) == 'number' and string.format('%.0f', part) or cjson.encode(part)
+  end
+  return '[' .. table.concat(parts, ',') .. ']'
+end
+
 if ARGV[2] == '' then
   return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', silent_since, 'LIMIT', 0, 100)
 end
@@ -32,7 +41,7 @@ for i = 1, #fields, 2 do
     end
     reply[#reply + 1] = id
     for part = 1, 4 do reply[#reply + 1] = record[part] end
-    reply[#reply + 1] = record[6] and cjson.encode(record[6]) or ''
+    reply[#reply + 1] = record[6] and terms_text(record[6]) or ''
   end
 end
 if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then

@@ -241,14 +241,12 @@ class Exchange:
         self._asked = policy
         key = ""
         if policy.idempotency is not None:
-            lines: Sequence[bytes] = self.request.lines
-            if self.request.connection_options:  # what the service behind does not get has no say in what is billed
-                lines = heads.without_named(lines, self.request.connection_options, self._relay.request_fields)
             try:
-                key = idempotency_key(policy.idempotency.header, lines)
+                key = idempotency_key(policy.idempotency.header, self.request, self._relay.request_fields)
             except BadKeyError as error:
-                self._refuse(self._relay.bad_idempotency_key(str(error)), keep_alive=True)
-                return
+                if policy.mode != rules.SHADOW:  # which lets every call pass
+                    self._refuse(self._relay.bad_idempotency_key(str(error)), keep_alive=True)
+                    return
         self._key = key
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
         weights = None
@@ -688,7 +686,9 @@ class Exchange:
         account = self._account
         assert account is not None
         if hold is None:
-            event_id, occurred_ms = self._relay.new_event_id(), wall_clock_ms()
+            # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
+            event_id = self._relay.new_event_id()
+            occurred_ms = wall_clock_ms() - round((self._relay.now() - self._started) * 1000)
         else:
             event_id, occurred_ms = hold.hold_id, hold.admitted_ms
             self._relay.admission.finished(hold, charge, free_units)

@@ -3,6 +3,12 @@
 import re
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from gateway.relay import heads
+
+if TYPE_CHECKING:
+    from gateway.relay.request import Request
 
 # What is kept of a key, so that it is short whatever clients send.
 _DIGEST_LENGTH = 32
@@ -13,25 +19,31 @@ class BadKeyError(Exception):
     """A key by which two requests could not be told apart. The text says what was found and expected."""
 
 
-def idempotency_key(header: str, lines: Sequence[bytes]) -> str:
-    """The digest of the key in the field lines ``lines``; blank where there is none. Raises BadKeyError.
+def idempotency_key(header: str, request: "Request", fields: heads.Fields) -> str:
+    """The digest of the key in the request's field ``header``; blank where there is none. Raises BadKeyError.
 
-    To bill a call whose key was not understood would be what the client asked us not to do.
+    To bill a call whose key was not understood would be what the client asked us not to do. And one whose key the
+    service behind does not get, or may read another of, must not pass for a repeat: it would be done anew, and billed
+    nothing.
     """
     name = header.encode()
+    lines: Sequence[bytes] = request.lines
+    if request.connection_options:
+        lines = heads.without_named(lines, request.connection_options, fields)
     values = []
+    lookalikes = 0
     for line in lines:
         found, _, value = line.partition(b":")
-        found = found.lower()
-        if found == name:
-            values.append(value.strip())
-        elif b"_" in found and found.replace(b"_", b"-") == name:
-            # Servers that read underscores as hyphens would see another key than is billed by, or two.
-            raise BadKeyError(f"{header}: expected hyphens in the field's name, found underscores")
+        if len(found) == len(name):
+            lowered = found.lower()
+            if lowered == name:
+                values.append(value.strip())
+            elif lowered.replace(b"_", b"-") == name.replace(b"_", b"-"):  # to some servers that is the same field
+                lookalikes += 1
     if not values:
         return ""
-    if len(values) > 1:
-        raise BadKeyError(f"{header}: expected one key, found {len(values)}")
+    if len(values) + lookalikes > 1:
+        raise BadKeyError(f"{header}: expected one key, found {len(values) + lookalikes}")
     if _key(values[0]) is None:
         length = len(values[0])
         found_text = f"{length} characters" if length > 255 else "none" if not length else "others"

@@ -268,6 +268,39 @@ async def test_what_a_dead_worker_held_counts_in_the_tier_and_costs_what_is_not_
     assert [tuple(row) for row in rows] == [(5 * UNIT, 0, 5 * CENT), *[(5 * UNIT, 5 * UNIT, 0)] * 4]
 
 
+@pytest.mark.parametrize("rung", ["redis", "postgres"])
+async def test_what_a_dead_worker_held_is_charged_however_big_the_numbers_of_its_terms_are(
+    start: StartWhole, server: KillableRedis, books: Books, sql: "asyncpg.Connection[asyncpg.Record]", rung: str
+) -> None:
+    await books.budget("a", 100)
+    # A period that never ends, and numbers of more digits than 14, to which a JSON of Lua would round them.
+    much = free_tier(
+        9_007_199_253,
+        "total",
+        time_zone="UTC",
+        week_start=1,
+        hold_microcents=CENT,
+        maximum_microcents=MICROCENTS_MAX,
+        scale=UNIT_SCALE_TOLD,
+        microcents_per_unit=Fraction(CENT, 9_000_000_123),
+    )
+    parts = (HeaderCost(field="x-units", microcents_per_unit=Fraction(CENT, 9_000_000_123)),)
+    dear = replace(DENY, cost=Cost(parts=parts, hold_microcents=CENT, free=much))
+    one, two = await start(hold_ttl="1s"), await start(hold_ttl="1s")
+    await two.ask("a", dear)
+    await away(server, rung)
+    assert len(holds_of(await one.ask_many("a", 2, dear))) == 2
+    if rung == "postgres":
+        await books.silence("w1")
+        assert await two.admission.orphans.sweep_postgres(two.database) == 2
+    else:
+        assert await two.admission.orphans._sweep_worker(two.admission._lanes[0], -1000, "w1") == 2
+    await two.settled()
+    rows = await sql.fetch("SELECT units, free_units FROM usage_events ORDER BY free_units DESC")
+    units = 9_000_000_123 * UNIT
+    assert [tuple(row) for row in rows] == [(units, units), (units, 9_007_199_253 * UNIT - units)]
+
+
 async def test_reconcile_compares_and_mends_what_a_tier_has_used_and_holds(
     start: StartWhole, server: KillableRedis, books: Books, sql: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:

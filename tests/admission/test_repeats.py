@@ -17,6 +17,7 @@ from tests.admission.script import PREFIX, Script
 from tests.admission.test_free_tiers import TEN_CALLS
 from tests.admission.whole import DENY, Books, WholeWorker
 from tests.admission.world import CENT
+from tests.ledger.link import Link
 from tests.ledger.making import migrate
 
 KEYED = replace(DENY, idempotency=Idempotency(header="idempotency-key", life_ms=3_600_000))
@@ -130,3 +131,23 @@ async def test_the_call_of_a_dead_gateway_is_not_billed_beside_its_repeat(
     await two.settled()
     rows = await sql.fetch("SELECT outcome, cost_microcents FROM usage_events ORDER BY outcome")
     assert [tuple(row) for row in rows] == [("expired", 0), ("posted", CENT)]
+
+
+async def test_a_refusal_waits_no_longer_for_postgres_than_a_call_may(
+    database_url: str, sql: "asyncpg.Connection[asyncpg.Record]", server: KillableRedis
+) -> None:
+    await Books(sql).budget("a", 0)
+    link = Link(database_url)
+    await link.open()
+    # A statement may take 10 s.
+    worker = WholeWorker("w1", database_url=link.url, redis_url=server.url, admission_timeout="50ms")
+    await worker.start()
+    assert isinstance(await asyncio.wait_for(worker.asked("a", KEYED), 10), BudgetExceeded)
+    link.jam()
+    async with asyncio.timeout(5):
+        verdicts = await asyncio.gather(*(worker.asked("a", KEYED, key=f"k{number}") for number in range(3)))
+        assert {type(verdict) for verdict in verdicts} == {BudgetExceeded}
+        assert isinstance(await worker.asked("a", KEYED, key="later"), BudgetExceeded)
+    link.clear()
+    await worker.stop()
+    await link.close()

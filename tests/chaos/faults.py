@@ -24,9 +24,11 @@ Act = Callable[[World, random.Random], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins.
-    ``forgets``: Redis has lost what was used, and is told again. ``seldom``: it takes long, and is drawn half as often as
-    the others.
+    """What is injected, and what follows.
+
+    ``cuts``: which connections of clients may be lost. ``lone``: no dead worker may hold anything when it begins.
+    ``forgets``: Redis has lost what was used, and is told again.
+    ``seldom``: it takes long, and is drawn half as often as the others.
     """
 
     name: str

@@ -494,6 +494,12 @@ def test_a_defect_is_told_with_its_place_its_key_and_what_was_expected(defect: s
             "environment variable DATABASE_URL is not set and has no default (${DATABASE_URL:-…})",
         ),
         (
+            "DATABASE_URL",
+            "postgresql://castgate@db/castgate?pgbouncer=1",
+            "config.yaml:2:17: database.url: "
+            'expected pgbouncer=true or pgbouncer=false, if either, found "pgbouncer=1"',
+        ),
+        (
             "STRIPE_SECRET_KEY",
             "pk_live_51H",
             "config.yaml:5:22: billing.stripe_secret_key: "

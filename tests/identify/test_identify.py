@@ -2,8 +2,9 @@
 
 import pytest
 
-from gateway.accounts import Account
+from gateway.accounts import NOT_LOADED, Account
 from gateway.config.settings import Identity
+from gateway.database import StoreError
 from gateway.identify import UNKNOWN, Credentials
 from tests.identify.conftest import Setting
 
@@ -144,6 +145,19 @@ async def test_a_hanging_postgres_is_waited_for_no_longer_than_its_time_out(sett
     assert await setting.resolve(key(b"k1")) == [None]
     setting.link.clear()
     assert ids(await setting.resolve(key(b"k1"))) == [ONE]
+
+
+async def test_whose_a_key_is_does_not_hang_on_facts_that_cannot_be_read(setting: Setting) -> None:
+    await setting.add_key(b"k1", 1)
+    async with setting.phase1.transaction():
+        await setting.phase1.execute("LOCK TABLE billing_accounts IN ACCESS EXCLUSIVE MODE")
+        [account] = await setting.resolve(key(b"k1"))
+        with pytest.raises(StoreError):
+            await setting.identify.owner_of(key(b"k1"))
+    assert account is not None
+    assert (account.account_id, account.version) == (ONE, NOT_LOADED)
+    assert await setting.identify.owner_of(key(b"k1")) is account
+    assert account.version == 0
 
 
 @pytest.mark.parametrize("identity", [Identity.model_validate({"cache": {"entries_max": 10}})])

@@ -218,6 +218,17 @@ async def test_nothing_is_dropped_unless_it_is_asked_for(
     assert len(await by_partition(sql)) == len(past)
 
 
+async def test_a_retention_from_before_there_were_ids_drops_nothing(
+    sql: Connection, castgate: Castgate, past: list[UsageEvent]
+) -> None:
+    for dry_run in (["--dry-run"], []):
+        done = await castgate("--retention", "1200", *dry_run)
+        assert (done.exit_code, "; 0 dropped (the 1200 before this one are kept)" in done.stdout) == (0, True), (
+            done.stdout
+        )
+    assert len(await by_partition(sql)) == len(past)
+
+
 @pytest.mark.parametrize("retention", ["1", "-1", "x"])
 async def test_a_retention_that_is_too_short_is_refused(castgate: Castgate, retention: str) -> None:
     refused = await castgate("--retention", retention)

@@ -5,6 +5,7 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 from tests.policies.conftest import Desk
+from tests.upstream_stub.running import Account
 
 CENT = 1_000_000
 RULES = """
@@ -20,6 +21,19 @@ plans:
 
 def key(value: str) -> dict[str, str]:
     return {"Idempotency-Key": value}
+
+
+def call_with(desk: Desk, account: Account, *fields: tuple[str, str]) -> tuple[int, bytes]:
+    """Status and body of a cast with exactly these fields."""
+    connection = http.client.HTTPConnection(urlsplit(desk.gateway.base_url).netloc, timeout=20)
+    connection.putrequest("POST", "/v1/cast")
+    for name, value in (("Authorization", f"Bearer {account.api_key}"), *fields, ("Content-Length", "0")):
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body
 
 
 def test_a_key_is_billed_once_also_when_the_budget_is_spent(desk: Desk) -> None:
@@ -40,6 +54,16 @@ def test_a_key_is_billed_once_also_when_the_budget_is_spent(desk: Desk) -> None:
     assert desk.settled(other, 1) == [CENT]
 
 
+def test_a_repeat_that_was_let_past_a_spent_budget_stays_one_when_its_key_runs_out_under_way(desk: Desk) -> None:
+    desk.use(RULES.format(name="running-out"))
+    account = desk.account()
+    assert [desk.call(account, headers=key(name)).status for name in ("one", "two", "three")] == [200, 200, 402]
+    desk.settled(account, 2)
+    with desk.calls_under_way(account, 1, headers=key("one")):
+        desk.sql("UPDATE billed_keys SET expires_at = clock_timestamp() WHERE account_id = $1", account.user_id)
+    assert desk.settled(account, 3) == [CENT, CENT, 0]
+
+
 def test_a_call_that_was_not_charged_does_not_use_its_key_up(desk: Desk) -> None:
     desk.use(RULES.format(name="unused"))
     account = desk.account()
@@ -55,17 +79,10 @@ def test_keys_that_cannot_be_told_apart_are_refused(desk: Desk) -> None:
         answer = desk.call(account, headers=key(value))
         assert (answer.status, answer.json["error"]) == (400, "invalid_request")
         assert answer.json["details"] == f"idempotency-key: expected 1 to 255 visible ASCII characters, found {found}"
-    connection = http.client.HTTPConnection(urlsplit(desk.gateway.base_url).netloc, timeout=20)
-    connection.putrequest("POST", "/v1/cast")
-    connection.putheader("Authorization", f"Bearer {account.api_key}")
-    connection.putheader("Idempotency-Key", "a")
-    connection.putheader("Idempotency-Key", "b")
-    connection.putheader("Content-Length", "0")
-    connection.endheaders()
-    answer = connection.getresponse()
-    assert answer.status == 400
-    assert b"expected one key, found 2" in answer.read()
-    connection.close()
+    for second in ("Idempotency-Key", "IDEMPOTENCY_KEY"):  # to some servers the same field
+        status, body = call_with(desk, account, ("Idempotency-Key", "a"), (second, "b"))
+        assert status == 400
+        assert b"expected one key, found 2" in body
     assert desk.call(account, headers=key("x" * 255)).status == 200
     assert desk.charged(account, 1) == [CENT]
 
@@ -84,5 +101,17 @@ def test_a_key_that_the_service_does_not_get_is_none(desk: Desk) -> None:
     answer = desk.call(account, headers={**key("same"), "Idempotency_Key": "another"})
     assert (answer.status, answer.json["details"]) == (
         400,
-        "idempotency-key: expected hyphens in the field's name, found underscores",
+        "idempotency-key: expected one key, found 2",
     )
+
+
+def test_a_key_that_the_service_behind_does_not_get_is_none(desk: Desk) -> None:
+    desk.use(RULES.format(name="hidden"))
+    account = desk.account()
+    assert desk.call(account, headers=key("k")).status == 200
+    hidden = ("Idempotency-Key", "k"), ("Connection", "close, Idempotency-Key")  # for this hop alone
+    assert call_with(desk, account, *hidden)[0] == 200
+    assert desk.settled(account, 2) == [CENT, CENT]
+    assert call_with(desk, account, *hidden)[0] == 402
+    assert call_with(desk, account, ("Idempotency_Key", "k"))[0] == 402
+    assert desk.call(account, headers=key("k")).status == 200

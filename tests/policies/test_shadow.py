@@ -23,13 +23,15 @@ policies:
     match: {path: /v1/cast}
     mode: shadow
     cost: {fixed: {cents: 1}}
+    idempotency: {}
     rate_limits: [{name: few, limit: 2, window: 1h}]
 plans:
   free: {}
   poor: {hard_limit_cents: {monthly: 1}}
 """)
     account = desk.account()
-    assert [desk.call(account).status for _ in range(5)] == [200] * 5
+    assert [desk.call(account).status for _ in range(4)] == [200] * 4
+    assert desk.call(account, headers={"Idempotency-Key": "no key"}).status == 200  # a 400 elsewhere
     assert would_block(desk, policy="shadowed", reason="rate_limited", limit="few") == 3
     poor = desk.account(plan="poor")
     assert [desk.call(poor).status for _ in range(2)] == [200] * 2

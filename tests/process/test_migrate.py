@@ -154,9 +154,20 @@ async def test_files_that_were_run_with_psql_are_recorded_not_run(database_url: 
     assert await up(database_url) == ["up to date"]
 
 
-async def test_a_rollback_with_psql_is_noticed(database_url: str) -> None:
+async def test_all_files_may_have_been_run_with_psql(
+    database_url: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    functions = "SELECT proname, oidvectortypes(proargtypes), md5(prosrc) FROM pg_proc WHERE proname LIKE 'castgate%'"
+    psql(database_url, *(sql_of(one.number) for one in ALL))
+    by_hand = sorted(map(tuple, await connection.fetch(functions)))
+    assert await up(database_url) == [f"{name} was applied by hand: recorded" for name in NAMES]
+    assert sorted(map(tuple, await connection.fetch(functions))) == by_hand
+
+
+@pytest.mark.parametrize("first", [5, 8, 10, 11])
+async def test_a_rollback_with_psql_is_noticed(database_url: str, first: int) -> None:
     await up(database_url)
-    undone = [one for one in reversed(ALL) if one.number >= 5]
+    undone = [one for one in reversed(ALL) if one.number >= first]
     psql(database_url, *(rollback_of(one.number) for one in undone))
     assert await up(database_url) == [
         *(f"{one.name} was rolled back by hand" for one in undone),

@@ -1,5 +1,8 @@
 """Any prefix of a file gives a prefix of its records, and no flipped byte goes unnoticed."""
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +15,7 @@ from gateway.spool_records import (
     packed_header,
     read_contents,
 )
-from gateway.usage_events import UsageEvent, event_id
+from gateway.usage_events import Terms, UsageEvent, event_id
 
 HEADER = Header(worker_id="gateway-0-1", created_ms=1_795_348_800_000)
 texts = st.text(max_size=30)
@@ -81,3 +84,23 @@ def test_what_a_client_wrote_is_never_taken_for_a_record() -> None:
 def test_an_event_too_large_for_a_record_goes_without_its_ids() -> None:
     written = UsageEvent(event_id(), "a", "p", 0, 1, 200, "posted", "c" * PAYLOAD_BYTES_MAX, "r")
     assert read(packed_events([written])) == [written._replace(cast_id=None, request_id=None)]
+
+
+TERMS = Terms("free/cast/total/UTC/1", 0, 253_402_214_400_000, 2**53 - 1, 2**53 - 1, "digest", 86_400_000)
+
+
+@pytest.mark.parametrize(
+    "terms", [TERMS, Terms(key="digest", key_life_ms=1000), TERMS._replace(key=None, key_life_ms=None)]
+)
+def test_terms_are_read_as_they_were_written(terms: Terms) -> None:
+    written = UsageEvent(event_id(), "a", "p", 0, 1, 200, "posted", None, None, terms)
+    assert read(packed_events([written])) == [written]
+
+
+@pytest.mark.parametrize("place", range(len(Terms._fields)))
+@pytest.mark.parametrize("part", [1.5, True, [], {}])
+def test_terms_of_another_version_are_not_taken_for_ours(place: int, part: object) -> None:
+    terms = [*TERMS]
+    terms[place] = part  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="not the terms"):
+        event_of(json.dumps([event_id(), "a", "p", 0, 1, 200, "posted", None, None, terms]).encode())
