@@ -87,7 +87,7 @@ _LUA_HTTP = """
     local function fail(why) ngx.log(ngx.ERR, why); return ngx.exit(503) end
     function admit()
       local redis = new_socket()
-      redis:settimeout(1000)
+      redis:settimeout(10000)  -- a thousand connect at once: Redis' backlog drops some, who try again after 1 s
       local ok, why = redis:connect({redis_address})
       if not ok then return fail(why) end
       if password ~= '' and redis:getreusedtimes() == 0 then

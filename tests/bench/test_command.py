@@ -62,7 +62,7 @@ def test_every_peer_that_is_here_and_castgate_carry_calls_and_streams(tmp_path: 
     assert list(streams) == list(calls)[:-1]
     for row, (found,) in [*calls.items(), *streams.items()]:
         assert found["requests"] > 0, row
-        assert found["errors"] == found["refused"] == 0, row
+        assert found["errors"] == found["refused"] == 0, (row, found)
 
 
 def _title(name: str) -> str:
