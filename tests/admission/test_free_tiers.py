@@ -136,6 +136,7 @@ async def test_an_account_that_may_spend_nothing_has_its_free_calls_and_no_more(
     post(one, TEN_CALLS, *taken[0])
     post(two, TEN_CALLS, *taken[1])
     await asyncio.gather(one.settled(), two.settled())
+    await books.no_hold_left()  # whose worker tells it in its own time
     last = await two.ask_many("a", 3, TEN_CALLS)
     assert [type(verdict) for verdict in last] == [Hold, BudgetExceeded, BudgetExceeded]
     post(two, TEN_CALLS, last[0])
