@@ -34,6 +34,7 @@ import structlog
 
 from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
+from gateway.policy.free_tier import is_tier
 from gateway.policy.periods import time_zone_names
 from gateway.policy.rules import Rules
 from gateway.usage_events import WindowUsage
@@ -178,13 +179,13 @@ class Accounts:
                 (account.account_id, kind, *parts_of(kind), window.start_ms, window.end_ms)
                 for account, windows in batch
                 for kind, window in windows.items()
-                if not kind.startswith("free/")
+                if not is_tier(kind)
             ]
             tiers = [
                 (account.account_id, kind.split("/", 2)[1], kind, window.start_ms, window.end_ms)
                 for account, windows in batch
                 for kind, window in windows.items()
-                if kind.startswith("free/")
+                if is_tier(kind)
             ]
             counted: list[asyncpg.Record] = []
             counters: list[int] = []

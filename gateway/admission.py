@@ -34,6 +34,7 @@ from gateway.admission_settle import Seed
 from gateway.breaker import announcer
 from gateway.database import QUERIES
 from gateway.ledger import UsageEvent, WindowUsage, event_id
+from gateway.policy.free_tier import is_tier
 from gateway.policy.periods import FOREVER_MS
 from gateway.policy.rules import Rules
 from gateway.policy.verdicts import (
@@ -431,7 +432,7 @@ class Admission:
         now_ms = self._lanes[0].now_ms
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
             lane = self._lane_of(account_id)
-            if end_ms > now_ms or kind[0] == "f":  # calls of a free tier's last window may yet be under way
+            if end_ms > now_ms or is_tier(kind):  # calls of a free tier's last window may yet be under way
                 lane.settled.use(account_id, kind, start_ms, used_microcents)
                 touched.add(lane)
         if self.ladder.has_rows:

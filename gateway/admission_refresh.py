@@ -14,6 +14,7 @@ from gateway.accounts import NOT_LOADED, parts_of
 from gateway.admission_batch import Ask, Known, windows_at
 from gateway.admission_settle import Seed, Usage
 from gateway.database import StoreError
+from gateway.policy.free_tier import is_tier
 from gateway.policy.periods import Window, window_at
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Refresh:
             usage: Usage = {}
             tiers: Usage = {}
             for kind, amount in sums.items():
-                (tiers if kind.startswith("free/") else usage)[kind] = windows_of[kind].start_ms, amount
+                (tiers if is_tier(kind) else usage)[kind] = windows_of[kind].start_ms, amount
             waiting.lane.settled.seed(
                 Seed(
                     account_id=account.account_id,

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gateway.policy.free_tier import is_tier
+
 _json = json.JSONEncoder(separators=(",", ":")).encode
 # Per account and kind: (start_ms, used_microcents)
 Usage = dict[str, tuple[int, int]]
@@ -54,7 +56,7 @@ class Settled:
 
     def use(self, account_id: str, kind: str, start_ms: int, used_microcents: int) -> None:
         """The ledger was written. Of one account's window the newest start and the highest sum count."""
-        usages = self.tiers if kind[0] == "f" else self.usages  # free/…, and else daily/… to total/…
+        usages = self.tiers if is_tier(kind) else self.usages
         usage = usages.get(account_id)
         if usage is None:
             if self._is_full():

@@ -24,6 +24,7 @@ from decimal import Decimal
 import asyncpg
 
 from gateway.database import QUERIES, Database
+from gateway.policy.free_tier import is_tier
 from gateway.policy.money import AmountError, microcents_from_cents
 from gateway.policy.periods import window_at
 from gateway.redis_store import DRIFT
@@ -55,7 +56,7 @@ class WindowLine:
 
     @property
     def is_tier(self) -> bool:
-        return self.kind.startswith("free/")
+        return is_tier(self.kind)
 
     @property
     def counter_drift(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gateway.admission_settle import Seed, Usage
 from gateway.database import QUERIES, Database
+from gateway.policy.free_tier import is_tier
 from gateway.policy.money import cents_decimal
 from gateway.reconcile import AccountLine, Reconciler
 from gateway.redis_store import FACTS
@@ -100,7 +101,7 @@ async def _repair_windows(
             redis.settled_of(account_id).use(account_id, kind, start_ms, used)
         if lower:
             exact.append(account_id)
-            tiers = {kind: window for kind, window in lower.items() if kind.startswith("free/")}
+            tiers = {kind: window for kind, window in lower.items() if is_tier(kind)}
             redis.settled_of(account_id).seed(
                 Seed(
                     account_id=account_id,

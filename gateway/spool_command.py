@@ -16,6 +16,7 @@ from gateway.config.settings import Settings
 from gateway.database import Database
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics
+from gateway.policy.free_tier import is_tier
 from gateway.policy.money import cents_text
 from gateway.policy.periods import FOREVER_MS
 from gateway.redis_store import RedisLostError
@@ -139,7 +140,7 @@ class _Holds:
             return
         now_ms = time.time() * 1000
         for usage in usages:
-            if usage.end_ms > now_ms or usage.end_ms >= FOREVER_MS or usage.kind[0] == "f":  # as Admission.posted
+            if usage.end_ms > now_ms or usage.end_ms >= FOREVER_MS or is_tier(usage.kind):  # as Admission.posted
                 settled = self.teller.settled_of(usage.account_id)
                 settled.use(usage.account_id, usage.kind, usage.start_ms, usage.used_microcents)
         self._remove(events, posted=True)

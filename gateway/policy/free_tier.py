@@ -79,6 +79,11 @@ class FreeTier:
         return min(-(-amount_microcents * self.hold_units // self.hold_microcents), UNITS_COUNTED_MAX)
 
 
+def is_tier(kind: str) -> bool:
+    """Whether this is the kind of a free tier, which counts units, and not of a budget."""
+    return kind.startswith("free/")
+
+
 def free_tier(
     units: int,
     period: str,

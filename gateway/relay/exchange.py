@@ -362,9 +362,8 @@ class Exchange:
 
     def _forwarded_head(self, pool: "Pool | Balancer") -> bytes:
         """The head's lines that are the same for every request with the same head on this connection."""
-        request, lines = self.request, self.request.lines
-        if request.connection_options:
-            lines = heads.without_named(lines, request.connection_options, self._relay.request_fields)
+        request = self.request
+        lines = request.end_to_end_lines(self._relay.request_fields)
         parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *lines]
         if request.host is None:  # HTTP/1.0
             parts.append(pool.host_line)

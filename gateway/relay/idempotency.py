@@ -1,7 +1,6 @@
 """The idempotency key of a request, where its policy has one (draft-ietf-httpapi-idempotency-key-header)."""
 
 import re
-from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,9 @@ def idempotency_key(header: str, request: "Request", fields: heads.Fields) -> st
     nothing.
     """
     name = header.encode()
-    lines: Sequence[bytes] = request.lines
-    if request.connection_options:
-        lines = heads.without_named(lines, request.connection_options, fields)
     values = []
     lookalikes = 0
-    for line in lines:
+    for line in request.end_to_end_lines(fields):
         found, _, value = line.partition(b":")
         if len(found) == len(name):
             lowered = found.lower()

@@ -44,7 +44,4 @@ def rate_key(
 
 def call_weights(policy: Policy, request: "Request", fields: heads.Fields) -> tuple[int, ...]:
     """What a call weighs in each of the policy's limits, by its own word: by what of it the service behind gets."""
-    lines: Sequence[bytes] = request.lines
-    if request.connection_options:
-        lines = heads.without_named(lines, request.connection_options, fields)
-    return weights_told([limit.weight for limit in policy.rate_limits], lines)
+    return weights_told([limit.weight for limit in policy.rate_limits], request.end_to_end_lines(fields))

@@ -1,5 +1,6 @@
 """A request as it is being received: one parsed head, and what has arrived of its body."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.policy import answers
@@ -141,6 +142,12 @@ class Request:
             self._take_hop_by_hop(field, value)
             return
         self.lines.append(b"%b: %b\r\n" % (name, value))
+
+    def end_to_end_lines(self, fields: heads.Fields) -> Sequence[bytes]:
+        """The field lines that the service behind gets: without those that ``Connection`` names."""
+        if self.connection_options:
+            return heads.without_named(self.lines, self.connection_options, fields)
+        return self.lines
 
     def refuse_field(self, message: str, found: bytes) -> None:
         """A field that does not go on, nor the request with it."""
