@@ -50,7 +50,8 @@ def _scenarios(main_rounds: int, main_s: float, rounds: int, seconds: float) -> 
     )
 
 
-DEFAULT = Preset(name="default", scenarios=_scenarios(5, 4.0, 3, 3.0), many_accounts=100_000, warm_up_s=1.0)
+# wrk's Lua gives one hash to requests that differ in the middle alone: it takes over 30 s to make 100,000 of them.
+DEFAULT = Preset(name="default", scenarios=_scenarios(5, 4.0, 3, 3.0), many_accounts=10_000, warm_up_s=1.0)
 QUICK = Preset(name="quick", scenarios=_scenarios(1, 1.0, 1, 1.0), many_accounts=5_000, warm_up_s=1.0)
 
 
