@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from gateway.policy import answers
+from gateway.relay import refusals
 from gateway.relay.heads import OTHER
 from gateway.relay.request import Request
 
 if TYPE_CHECKING:
+    from gateway.policy.answers import Answer
     from gateway.relay.exchange import Exchange
     from gateway.relay.relay import Relay
     from gateway.relay.upstream import UpstreamConnection
@@ -131,7 +132,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
         self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
         if not self._relay.opened(self):
-            self.refuse(answers.error(503, "overloaded", "Too many connections are open.", retry_after_s=1))
+            self.refuse(refusals.too_many_connections())
 
     def data_received(self, data: bytes) -> None:
         if self.phase >= LINGERING:
@@ -246,7 +247,7 @@ class ClientConnection(asyncio.Protocol):
             elif request.head_bytes > self._relay.limits.head_bytes_max:  # however few pieces it comes in
                 request.broken = True
                 request.keep_alive = False
-                request.refusal = self._too_large(request)
+                request.refusal = refusals.endless_head(request, self._relay.limits)
             request.trailers.append(b"%b: %b\r\n" % (name, value))
             return
         if field == OTHER:
@@ -268,12 +269,7 @@ class ClientConnection(asyncio.Protocol):
         if request.http_1_0 or not parser.should_upgrade():
             request.upgrade = None  # without its Connection option it is to be ignored (RFC 9110 §7.8)
         if version not in ("1.0", "1.1") or self._is_other_protocol(request):
-            request.refusal = answers.error(
-                505,
-                "invalid_request",
-                "This version of HTTP is not supported.",
-                details=f"found {version}, expected HTTP/1.1",
-            )
+            request.refusal = refusals.unknown_version(version)
             request.keep_alive = False
         self._head_bytes = 0
         self._requests.append(request)
@@ -338,7 +334,7 @@ class ClientConnection(asyncio.Protocol):
         """Only a WebSocket's upgrade is passed on, and waits for 101. Returns what is to be parsed on."""
         request = self._requests[-1]
         if request.method == b"CONNECT":
-            request.refusal = answers.error(501, "invalid_request", "CONNECT is not supported here.")
+            request.refusal = refusals.connect_method()
             request.keep_alive = False
             self._unparsed = b""
             return b""
@@ -367,14 +363,6 @@ class ClientConnection(asyncio.Protocol):
             self._skipping_head = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
 
-    def _too_large(self, request: Request) -> answers.Answer:
-        limits = self._relay.limits
-        if len(request.target) > limits.target_bytes_max:
-            status, what, bytes_max = 414, "The request target is too long.", limits.target_bytes_max
-        else:
-            status, what, bytes_max = 431, "The header block is too large.", limits.head_bytes_max
-        return answers.error(status, "invalid_request", what, details=f"expected at most {bytes_max} bytes")
-
     def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
         request = self._incoming
         if request is None:
@@ -386,9 +374,9 @@ class ClientConnection(asyncio.Protocol):
         request.broken = True
         request.keep_alive = False
         if too_large:
-            request.refusal = self._too_large(request)
+            request.refusal = refusals.endless_head(request, self._relay.limits)
         elif request.refusal is None:
-            request.refusal = answers.error(400, "invalid_request", "The request is not valid HTTP/1.1.", details=why)
+            request.refusal = refusals.not_http(why)
         if not request.method:
             self._requests.append(request)
         self._incoming = None
@@ -495,7 +483,7 @@ class ClientConnection(asyncio.Protocol):
             self._feed(rest)
         self._advance()
 
-    def refuse(self, answer: answers.Answer) -> None:
+    def refuse(self, answer: "Answer") -> None:
         """An answer outside of any exchange, then the end."""
         self.write(answer.head(b"Connection: close\r\n") + answer.body)
         self._finish(linger=True)
@@ -558,7 +546,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase == BUSY and self.exchange is not None:
             self.exchange.timed_out()
         elif self.phase == HEAD:
-            self.refuse(answers.error(408, "invalid_request", "The request's head did not arrive in time."))
+            self.refuse(refusals.late_head())
         elif self.phase == LINGERING and 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:
             self._unsent_bytes = self.transport.get_write_buffer_size()  # a slow reader, but it reads
             self.deadline = self._relay.clock_s + self._relay.limits.idle_timeout_s

@@ -27,7 +27,7 @@ from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
 from gateway.policy.thresholds import FIELD_NAMES
 from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
-from gateway.relay import conformance, heads
+from gateway.relay import conformance, heads, refusals
 from gateway.relay.added import Added
 from gateway.relay.capture import identifier_in
 from gateway.relay.counters import wall_clock_ms
@@ -122,10 +122,10 @@ class Exchange:
         relay, request = self._relay, self.request
         if relay.in_flight > relay.limits.in_flight_max and request.refusal is None:
             relay.counters.request("refused")
-            self._refuse(relay.too_many_in_flight(), keep_alive=True)
+            self._refuse(refusals.too_many_in_flight(), keep_alive=True)
             return
         if request.matched_by is not relay.routes:
-            refusal = request.refusal or relay.refusal_of(request)
+            refusal = request.refusal or refusals.of_head(request, relay.limits)
             if refusal is not None:
                 relay.counters.request("refused")
                 self._refuse(refusal)
@@ -148,13 +148,13 @@ class Exchange:
                 self._forward(relay.upstream_pool)
         elif isinstance(match, Ambiguous):
             relay.counters.request("refused")
-            self._refuse(relay.ambiguous_target(request, match))
+            self._refuse(refusals.ambiguous_target(request, match))
         elif request.has_two_credentials:
             relay.counters.request("refused")
-            self._refuse(relay.two_credentials(match))
+            self._refuse(refusals.two_credentials(match))
         elif request.doubt is not None:
             relay.counters.request("refused")
-            self._refuse(relay.doubtful_credentials(request.doubt))
+            self._refuse(refusals.doubtful_credentials(request.doubt))
         else:
             relay.counters.request("policy")
             self._policy = self._asked = match
@@ -169,7 +169,7 @@ class Exchange:
         body_bytes = request.content_length or self._body_bytes + request.body_bytes
         if body_bytes <= self._body_bytes_max:
             return False
-        request.refusal = self._relay.body_too_large(body_bytes, self._body_bytes_max, is_whole=not request.chunked)
+        request.refusal = refusals.body_too_large(body_bytes, self._body_bytes_max, is_whole=not request.chunked)
         request.keep_alive = False
         self.request_broken()
         return True
@@ -218,7 +218,7 @@ class Exchange:
         match = conformance.match(self.request, self._relay.routes)
         if isinstance(match, Ambiguous):
             self._policy = None
-            self._refuse(self._relay.ambiguous_target(self.request, match), keep_alive=True)
+            self._refuse(refusals.ambiguous_target(self.request, match), keep_alive=True)
         else:
             self._policy = self._asked = match
             own = None if match is None else match.body_bytes_max
@@ -235,8 +235,7 @@ class Exchange:
     def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
         if self._relay.ledger.refuses and policy.cost.hold_microcents:
-            message = "What this call costs could not be written down now. Nothing was charged; try again."
-            self._refuse(answers.error(503, "overloaded", message, retry_after_s=1), keep_alive=True)
+            self._refuse(refusals.not_written_down(), keep_alive=True)
             return
         self._asked = policy
         key = ""
@@ -245,7 +244,7 @@ class Exchange:
                 key = idempotency_key(policy.idempotency.header, self.request, self._relay.request_fields)
             except BadKeyError as error:
                 if policy.mode != rules.SHADOW:  # which lets every call pass
-                    self._refuse(self._relay.bad_idempotency_key(str(error)), keep_alive=True)
+                    self._refuse(refusals.bad_idempotency_key(str(error)), keep_alive=True)
                     return
         self._key = key
         keys = self._relay.rate_keys(policy, account, self.request, self._credentials, self._client)
@@ -502,14 +501,12 @@ class Exchange:
         if self._state == DONE:
             return
         self._settle(rules.NEVER_SENT)
-        self._refuse(self._relay.upstream_unreachable(error), keep_alive=True)
+        self._relay.counters.upstream_error("unreachable")
+        self._refuse(refusals.upstream_unreachable(), keep_alive=True)
 
     def overloaded(self) -> None:
         self._settle(rules.NEVER_SENT)
-        self._refuse(
-            answers.error(503, "overloaded", "Too many calls are waiting for the upstream.", retry_after_s=1),
-            keep_alive=True,
-        )
+        self._refuse(refusals.too_many_waiting(), keep_alive=True)
 
     def upstream_lost(self, upstream: "UpstreamConnection") -> None:
         """The connection closed before the answer was complete."""
@@ -536,7 +533,8 @@ class Exchange:
             self._fail_midway()
             return
         self._settle(rules.NEVER_ANSWERED)
-        self._refuse(self._relay.upstream_failed(why))
+        self._relay.counters.upstream_error("failed")
+        self._refuse(refusals.upstream_failed(why))
 
     def request_broken(self) -> None:
         """The client's body turned out not to be HTTP: what was forwarded of it is cut off."""
@@ -577,22 +575,23 @@ class Exchange:
     def timed_out(self) -> None:
         """``Relay.tick`` found the client's deadline passed while this exchange was under way."""
         if self._state == ADMITTING:  # a verdict that comes yet finds the call done, and is given back
-            message = "The gateway could not check this call in time. Nothing was charged; try again."
-            self._refuse(answers.error(503, "overloaded", message, retry_after_s=1), keep_alive=True)
+            self._refuse(refusals.not_checked_in_time(), keep_alive=True)
         elif self._state == CONNECTING:
             if self._pool is not None:
                 self._pool.give_up(self)
             self._settle(rules.NEVER_SENT)
-            self._refuse(self._relay.upstream_timeout("no connection to the upstream came free"), keep_alive=True)
+            self._relay.counters.upstream_error("timeout")
+            self._refuse(refusals.upstream_timeout("no connection to the upstream came free"), keep_alive=True)
         elif self._state == SENT:
             if self.request.complete and self.upstream is not None:
                 self.upstream.pool.failed()
             self._drop_upstream()
             self._settle(rules.NEVER_ANSWERED)
             if self.request.complete:
-                self._refuse(self._relay.upstream_timeout("the upstream did not begin to answer"))
+                self._relay.counters.upstream_error("timeout")
+                self._refuse(refusals.upstream_timeout("the upstream did not begin to answer"))
             else:
-                self._refuse(answers.error(408, "invalid_request", "The request's body did not arrive in time."))
+                self._refuse(refusals.late_body())
         elif self._state == ANSWERING:
             self._drop_upstream()
             self._fail_midway()

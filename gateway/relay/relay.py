@@ -6,12 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.policy import answers
-from gateway.policy.answers import Answer
-from gateway.policy.routes import Ambiguous, RouteTable
+from gateway.policy.routes import RouteTable
 from gateway.policy.rules import Policy, Rules
 from gateway.policy.thresholds import BudgetUse
-from gateway.relay import conformance
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
 from gateway.relay.exchange import Exchange
@@ -38,7 +35,6 @@ TICK_S = 0.25
 # A client that is between two requests when the worker begins to drain gets this long to send the next one and be
 # told, with the answer, that the connection ends.
 DRAIN_GRACE_S = 1.0
-_REQUEST_ID_CHARACTERS_MAX = 128
 UNKNOWN_ADDRESS = b"unknown"  # of a client at the other end of a Unix socket
 
 
@@ -186,91 +182,6 @@ class Relay:
         for connection in list(self._connections):
             connection.cut_off(reset=False)
 
-    # --- what a request is refused with
-
-    def refusal_of(self, request: Request) -> Answer | None:
-        """What the head alone is refused with (RFC 9112 §3.2, §6.1); None where it may go on."""
-        limits = self.limits
-        if request.hosts != 1 and not (request.http_1_0 and request.hosts == 0):
-            return _invalid("A request needs exactly one Host field.", f"found {request.hosts} of them, expected 1")
-        if len(request.target) > limits.target_bytes_max:
-            return answers.error(
-                414,
-                "invalid_request",
-                "The request target is too long.",
-                details=f"found {len(request.target)} bytes, expected at most {limits.target_bytes_max}",
-            )
-        if request.head_bytes > limits.head_bytes_max:
-            return answers.error(
-                431,
-                "invalid_request",
-                "The header block is too large.",
-                details=f"found {request.head_bytes} bytes, expected at most {limits.head_bytes_max}",
-            )
-        if len(request.lines) > limits.headers_max:
-            return answers.error(
-                431,
-                "invalid_request",
-                "There are too many header fields.",
-                details=f"found {len(request.lines)}, expected at most {limits.headers_max}",
-            )
-        if request.http_1_0 and request.chunked:
-            return _invalid(
-                "HTTP/1.0 has no chunked bodies.", "found Transfer-Encoding: chunked in an HTTP/1.0 request"
-            )
-        if request.request_id is not None and len(request.request_id) > _REQUEST_ID_CHARACTERS_MAX:
-            return _invalid(
-                "The X-Request-Id is too long.",
-                f"found {len(request.request_id)} characters, expected at most {_REQUEST_ID_CHARACTERS_MAX}",
-            )
-        return conformance.refusal_of(request)
-
-    def too_many_in_flight(self) -> Answer:
-        return answers.error(503, "overloaded", "Too many calls are under way. Try again.", retry_after_s=1)
-
-    def body_too_large(self, body_bytes: int, bytes_max: int, *, is_whole: bool) -> Answer:
-        """``is_whole``: the length is what the request said; else it is what had come when it was too much."""
-        found = f"found {body_bytes} bytes" if is_whole else f"found {body_bytes} bytes and more to come"
-        return answers.error(
-            413,
-            "invalid_request",
-            "The request's body is too large.",
-            details=f"{found}, expected at most {bytes_max}",
-        )
-
-    def ambiguous_target(self, request: Request, match: Ambiguous) -> Answer:
-        target = request.target[:200].decode("latin-1")
-        return _invalid(
-            "This spelling of the path is not accepted.",
-            f"found {target!r}, which some servers read as {match.policy.path!r}; send the path itself",
-        )
-
-    def two_credentials(self, policy: Policy) -> Answer:
-        return _invalid(
-            "A request must not carry two Authorization fields.",
-            f"found a credential field twice on a call of policy {policy.name!r}, expected it at most once",
-        )
-
-    def doubtful_credentials(self, doubt: str) -> Answer:
-        return _invalid("These credentials can be read in more than one way.", doubt)
-
-    def bad_idempotency_key(self, found: str) -> Answer:
-        return _invalid("The idempotency key of this request cannot be used.", found)
-
-    def upstream_unreachable(self, error: BaseException) -> Answer:
-        self.counters.upstream_error("unreachable")
-        return answers.error(502, "upstream_unreachable", "The service behind this gateway cannot be reached.")
-
-    def upstream_failed(self, why: str) -> Answer:
-        self.counters.upstream_error("failed")
-        return answers.error(502, "upstream_unreachable", "The service behind this gateway broke off.", details=why)
-
-    def upstream_timeout(self, why: str) -> Answer:
-        self.counters.upstream_error("timeout")
-        return answers.error(
-            504, "upstream_timeout", "The service behind this gateway did not answer in time.", details=why
-        )
-
     # --- what a call is
 
     def rate_keys(
@@ -299,7 +210,3 @@ class Relay:
 
 def _nobody(_: Exchange, __: int, ___: str, ____: "Denial | None") -> None:
     """Nobody keeps a log."""
-
-
-def _invalid(message: str, details: str) -> Answer:
-    return answers.error(400, "invalid_request", message, details=details)
