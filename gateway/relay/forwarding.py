@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.relay.client import ClientConnection
+    from gateway.relay.heads import Fields
     from gateway.relay.request import Request
 
 Network = IPv4Network | IPv6Network
@@ -50,6 +51,14 @@ class Forwarding:
             if not self.is_trusted(client):
                 break
         return client
+
+    def head(self, request: "Request", fields: "Fields", client: "ClientConnection", host_line: bytes) -> bytes:
+        """The head's lines that are the same for every request with the same head on this connection."""
+        parts = [request.method, b" ", request.target, b" HTTP/1.1\r\n", *request.end_to_end_lines(fields)]
+        if request.host is None:  # HTTP/1.0
+            parts.append(host_line)
+        self.tell(parts, request, client)
+        return b"".join(parts)
 
     def tell(self, parts: list[bytes], request: "Request", client: "ClientConnection") -> None:
         """Appends the field lines about the way to the head of a request."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from gateway.policy.answers import Answer
 from gateway.policy.verdicts import BudgetExceeded, Denial, Hold, Pass, RateLimited, Verdict
-from gateway.relay.exchange import ADMITTING, CONNECTING, DONE, Exchange
+from gateway.relay.call import ADMITTING, CONNECTING, DONE
+from gateway.relay.exchange import Exchange
 from gateway.relay.traceparent import TraceContext, forwarded
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ObservedExchange(Exchange):
         self._report_if_done()
 
     def identified(self, account: "Account | None") -> None:
-        if self._state == ADMITTING:
+        if self.state == ADMITTING:
             self._passed("identify")
             self._observation.account = account.account_id if account is not None else None
             self._observation.verdict = "unidentified" if account is None else None
@@ -100,14 +101,14 @@ class ObservedExchange(Exchange):
         self._report_if_done()
 
     def admitted(self, verdict: Verdict) -> None:
-        if self._state == ADMITTING:
+        if self.state == ADMITTING:
             self._passed("admit")
             self._observation.verdict = _verdict_text(verdict)
         super().admitted(verdict)
         self._report_if_done()
 
     def connected(self, upstream: "UpstreamConnection") -> None:
-        if self._state == CONNECTING:
+        if self.state == CONNECTING:
             self._passed("connect")
         trace = self._observation.trace
         if trace is None:
@@ -153,61 +154,61 @@ class ObservedExchange(Exchange):
         self._report_if_done()
 
     def client_lost(self) -> None:
-        if self._state < DONE and not self._abandoned:
+        if self.state < DONE and not self.abandoned:
             self._observation.ended = "client_gone"
         super().client_lost()
         self._report_if_done()
 
-    def _fail_midway(self) -> None:
-        self._observation.ended = "client_gone" if self._abandoned else "cut"
-        super()._fail_midway()
+    def fail_midway(self) -> None:
+        self._observation.ended = "client_gone" if self.abandoned else "cut"
+        super().fail_midway()
 
-    def _refuse(self, answer: Answer, *, keep_alive: bool = False) -> None:
+    def refuse(self, answer: Answer, *, keep_alive: bool = False) -> None:
         observation = self._observation
         observation.status = answer.status
         observation.answered_by = "gateway"
         if observation.ended == "answered":
             observation.ended = "refused"
-        super()._refuse(answer, keep_alive=keep_alive)
+        super().refuse(answer, keep_alive=keep_alive)
 
-    def _noteworthy(self, status: int, ended: str, denial: Denial | None = None) -> None:
+    def noteworthy(self, status: int, ended: str, denial: Denial | None = None) -> None:
         self._observation.noteworthy = True
 
-    def _charge(self, event: "UsageEvent") -> None:
+    def charge(self, event: "UsageEvent") -> None:
         self._observation.charged_microcents = event.cost_microcents
         self._observer.charged(event.event_id)
-        super()._charge(event)
+        super().charge(event)
 
     def _report_if_done(self) -> None:
-        if self._state != DONE or self._reported:
+        if self.state != DONE or self._reported:
             return
         self._reported = True
         observation = self._observation
-        if self._status > 0 and not observation.status:
-            observation.status = self._status
+        if self.status > 0 and not observation.status:
+            observation.status = self.status
         if "first_byte" in observation.stages and observation.status != 101:
             self._passed("answer")
-        policy, pool = self._policy, self._pool
+        policy, pool = self.policy, self.pool
         if policy is not None:
             observation.kind, observation.policy, observation.mode = "policy", policy.name, policy.mode
         elif pool is not None:
-            observation.kind = "hosted" if pool is self._relay.hosted_pool else "plain"
-        observation.request_id = (self._request_id or self.request.request_id or b"").decode("latin-1")
+            observation.kind = "hosted" if pool is self.relay.hosted_pool else "plain"
+        observation.request_id = (self.request_id or self.request.request_id or b"").decode("latin-1")
         observation.duration_s = time.perf_counter() - observation.began_s
         self._observer.saw(observation)
 
 
 def noted(exchange: Exchange, status: int, ended: str, denial: Denial | None) -> Observation:
     """What is known of a call that nobody has watched, just before its end."""
-    request, policy, account = exchange.request, exchange._policy, exchange._account
+    request, policy, account = exchange.request, exchange.policy, exchange.account
     assert policy is not None
-    duration_s = exchange._relay.now() - exchange._started
-    charge = policy.cost.charge_microcents(status) if exchange._metered else None
+    duration_s = exchange.relay.now() - exchange.started_s
+    charge = policy.cost.charge_microcents(status) if exchange.metered else None
     if charge is not None and exchange.meter is not None:
         charge = policy.cost.measured_microcents(exchange.meter.units(time.monotonic()))
     if denial is not None:
         verdict: str | None = _verdict_text(denial)
-    elif exchange._state <= ADMITTING:
+    elif exchange.state <= ADMITTING:
         verdict = None
     else:
         verdict = "admitted" if account is not None else "unidentified"
@@ -218,10 +219,10 @@ def noted(exchange: Exchange, status: int, ended: str, denial: Denial | None) ->
         began_s=time.perf_counter() - duration_s,
         method=request.method.decode("latin-1"),
         path=request.target.partition(b"?")[0].decode("latin-1"),
-        client=exchange._client.address.decode("latin-1"),
+        client=exchange.client.address.decode("latin-1"),
         stages={},
         kind="policy",
-        request_id=(exchange._request_id or request.request_id or b"").decode("latin-1"),
+        request_id=(exchange.request_id or request.request_id or b"").decode("latin-1"),
         policy=policy.name,
         mode=policy.mode,
         account=account.account_id if account is not None else None,

@@ -267,7 +267,7 @@ async def test_uploads_may_be_slow_while_nobody_waits(running: Running) -> None:
     await asyncio.wait_for(running.upstream.asked.wait(), 5)
     exchange = next(iter(running.relay._connections)).exchange
     assert exchange is not None
-    exchange._started -= 10.0  # as if it had taken that long
+    exchange.started_s -= 10.0  # as if it had taken that long
     assert exchange.is_dawdling()
     running.relay.tick()
     await slow.send(b"bc")
@@ -277,7 +277,7 @@ async def test_uploads_may_be_slow_while_nobody_waits(running: Running) -> None:
 async def test_answers_that_nobody_reads_give_way_to_calls_that_wait(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.relay.exchange._DAWDLING_READER_S", 0.3)
+    monkeypatch.setattr("gateway.relay.call._DAWDLING_READER_S", 0.3)
 
     async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if b"/large" not in head:

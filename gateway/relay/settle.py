@@ -1,0 +1,103 @@
+"""The last step of the request path: what a call comes to, and what becomes of its hold."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gateway.ledger import UsageEvent
+from gateway.policy import rules
+from gateway.policy.rules import Policy
+from gateway.relay.call import DONE
+from gateway.relay.capture import identifier_in
+from gateway.relay.counters import wall_clock_ms
+from gateway.usage_events import terms_at
+
+if TYPE_CHECKING:
+    from gateway.relay.exchange import Exchange
+
+
+def settle(exchange: "Exchange", status: int) -> None:
+    """Posts or voids the call's hold, once. ``status`` is the upstream's, or one of rules.NEVER_…"""
+    leave_abandoned(exchange)
+    policy = exchange.policy
+    if policy is None:
+        return
+    if status > 0:
+        duration_s = exchange.relay.now() - exchange.started_s
+        exchange.relay.counters.cast(policy.name, status, duration_s)
+        if status >= policy.log.status_min or duration_s >= policy.log.slow_s:
+            exchange.noteworthy(status, "client_gone" if exchange.abandoned or exchange.state == DONE else "answered")
+        if exchange.account is None:
+            _unidentified_answered(exchange, status)
+    if not exchange.metered:
+        return
+    charge = policy.cost.charge_microcents(status)
+    if charge is None:
+        void(exchange)
+        return
+    units: list[Fraction | int | None] = []
+    if exchange.meter is not None:
+        units = exchange.meter.units(monotonic())
+        charge = _measured(exchange, units, policy)
+    free = policy.cost.free
+    free_units = 0 if free is None else policy.cost.free_units(free, units, charge)
+    hold, exchange.hold = exchange.hold, None
+    exchange.metered = False
+    account = exchange.account
+    assert account is not None
+    if hold is None:
+        # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
+        event_id = exchange.relay.new_event_id()
+        occurred_ms = wall_clock_ms() - round((exchange.relay.now() - exchange.started_s) * 1000)
+    else:
+        event_id, occurred_ms = hold.hold_id, hold.admitted_ms
+        exchange.relay.admission.finished(hold, charge, free_units)
+    cast_id = None
+    if exchange.captured and policy.cast_id_pointer is not None:
+        cast_id = identifier_in(exchange.captured, policy.cast_id_pointer)
+    exchange.charge(
+        UsageEvent(
+            event_id,
+            account.account_id,
+            policy.name,
+            occurred_ms,
+            charge,
+            max(status, rules.NEVER_ANSWERED),
+            "posted",
+            cast_id,
+            exchange.request_id.decode("latin-1"),
+            None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
+        )
+    )
+
+
+def void(exchange: "Exchange") -> None:
+    """Gives the hold back, where there is one: nothing is charged."""
+    hold, exchange.hold = exchange.hold, None
+    exchange.metered = False
+    if hold is not None:
+        exchange.relay.admission.void(hold)
+
+
+def _measured(exchange: "Exchange", units: Sequence[Fraction | int | None], policy: Policy) -> int:
+    """What was seen of the call comes to; more than was held is charged all the same, and counted."""
+    charge = policy.cost.measured_microcents(units)
+    exchange.relay.counters.measured(
+        policy.name, is_missing=None in units, is_over_hold=charge > policy.cost.hold_microcents
+    )
+    return charge
+
+
+def _unidentified_answered(exchange: "Exchange", status: int) -> None:
+    """Phase 1 let somebody in whom we do not know: what the cache believes of these credentials is wrong."""
+    if 200 <= status < 300 and exchange.credentials is not None:
+        exchange.relay.identify.forget(exchange.credentials)
+        exchange.relay.counters.unidentified_success.add()
+
+
+def leave_abandoned(exchange: "Exchange") -> None:
+    """The answer that its client did not wait for is over."""
+    if exchange.abandoned and exchange in exchange.relay.abandoned:
+        exchange.relay.abandoned.remove(exchange)
+        exchange.relay.in_flight -= 1
