@@ -1,10 +1,7 @@
 """The client's side of the relay: one connection, its requests in order.
 
-httptools parses; its callbacks only collect. What was collected is acted on after ``feed_data`` has accepted the bytes,
-because some refusals (an unknown Transfer-Encoding, a bad chunk) come after the head's own callback: acting inside
-the callbacks would send upstream what is refused a moment later.
-
-A connection is in one of these phases, and each phase has the deadline that ``Relay.tick`` holds it to:
+What is received becomes requests in ``request_reader.py``. A connection is in one of these phases, and each phase has
+the deadline that ``Relay.tick`` holds it to:
 
     IDLE       between requests                              keepalive_timeout
     HEAD       a request's first byte is here, its head not  header_timeout
@@ -17,21 +14,15 @@ A connection is in one of these phases, and each phase has the deadline that ``R
 """
 
 import asyncio
-import re
 import socket
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
-import httptools
-
 from gateway.relay import refusals
-from gateway.relay.heads import OTHER
-from gateway.relay.request import Request
+from gateway.relay.request_reader import PIPELINED_MAX, RequestReader
 
 if TYPE_CHECKING:
     from gateway.policy.answers import Answer
-    from gateway.relay.exchange import Exchange
     from gateway.relay.relay import Relay
     from gateway.relay.upstream import UpstreamConnection
 
@@ -39,46 +30,18 @@ IDLE, HEAD, BUSY, LINGERING, TUNNEL, CLOSED = range(6)
 # Thrown away after the last answer: enough for what was in flight, too little to be worth sending.
 _LINGER_BYTES_MAX = 1024 * 1024
 _LINGER_TIMEOUT_S = 2.0
-# Requests that one connection may have waiting behind the one being answered.
-_PIPELINED_MAX = 64
-_OTHER_PROTOCOL = re.compile(rb" (?:RTSP|ICE)/")
 
 
-def _ends_line(data: bytes, place: int, request: Request) -> bool:
-    """Whether the request's method and target, with their spaces, stand right before ``place``."""
-    for word in (request.target, request.method):
-        while place > 0 and data[place - 1] == 32:
-            place -= 1
-        place -= len(word)
-        if place < 0 or not data.startswith(word, place):
-            return False
-    return True
-
-
-class ClientConnection(asyncio.Protocol):
-    """A downstream connection: parses requests, runs their exchanges one after the other, writes the answers."""
+class ClientConnection(RequestReader, asyncio.Protocol):
+    """A downstream connection: runs the exchanges of its requests one after the other, and writes the answers."""
 
     __slots__ = (
         "_advancing",
         "_at_eof",
-        "_data",
         "_discarded_bytes",
-        "_earlier",
-        "_fields",
-        "_head_bytes",
-        "_incoming",
-        "_last",
-        "_last_bytes",
-        "_last_head",
-        "_parser",
-        "_relay",
-        "_requests",
-        "_skipping_head",
-        "_unparsed",
         "_unsent_bytes",
         "address",
         "deadline",
-        "exchange",
         "forwarded_line",
         "is_trusted_proxy",
         "peer",
@@ -90,26 +53,12 @@ class ClientConnection(asyncio.Protocol):
     )
 
     def __init__(self, relay: "Relay") -> None:
-        self._relay = relay
-        self._fields = relay.request_fields
-        self._parser = httptools.HttpRequestParser(self)
-        self._incoming: Request | None = None
-        self._requests: deque[Request] = deque()
-        self._head_bytes = 0  # received since the last message or piece of a body
-        self._data = b""  # what is being parsed
-        self._earlier = b""  # and what of its first head was parsed before
-        self._skipping_head = False
-        # The last request that arrived alone and whole, its head, and its length.
-        self._last: Request | None = None
-        self._last_head = b""
-        self._last_bytes = 0
-        self._unparsed: bytes | None = None  # bytes after a request that asks for an upgrade
+        super().__init__(relay)
         self.reading_paused = False
         self._discarded_bytes = 0
         self._advancing = False
         self._unsent_bytes = 0
         self._at_eof = False
-        self.exchange: Exchange | None = None
         self.peer: UpstreamConnection | None = None
         self.phase = IDLE
         self.writable = True
@@ -128,62 +77,30 @@ class ClientConnection(asyncio.Protocol):
         if transport.get_extra_info("sslcontext") is not None:
             self.proto = b"https"
         self.forwarded_line = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (self.address, self.proto)
-        self.is_trusted_proxy = self._relay.forwarding.is_trusted(self.address)
-        self.transport.set_write_buffer_limits(high=self._relay.limits.buffered_bytes_max)
-        self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
-        if not self._relay.opened(self):
+        self.is_trusted_proxy = self.relay.forwarding.is_trusted(self.address)
+        self.transport.set_write_buffer_limits(high=self.relay.limits.buffered_bytes_max)
+        self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
+        if not self.relay.opened(self):
             self.refuse(refusals.too_many_connections())
 
     def data_received(self, data: bytes) -> None:
         if self.phase >= LINGERING:
             self._after_requests(data)
             return
-        if self._unparsed is not None:
+        if self.unparsed is not None:
             self._hold_back(data)
             return
         if self.phase == IDLE:
             self.phase = HEAD
-            self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
-            if self._is_known(data):
+            self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
+            if self.is_known(data):
                 self._advance()
                 return
-            self._feed(data)
-            self._remember(data)
+            self.feed(data)
+            self.remember(data)
         else:
-            self._feed(data)
+            self.feed(data)
         self._advance()
-
-    def _is_known(self, data: bytes) -> bool:
-        """Whether ``data`` is a whole request whose head is that of the last one, which then is this one as well."""
-        head = self._last_head
-        if not head or len(data) != self._last_bytes or not data.startswith(head):
-            return False
-        request = self._last
-        assert request is not None
-        request.body.clear()  # that of a call which was refused was sent to nobody
-        if len(data) > len(head):
-            request.body.append(data[len(head) :])
-        request.body_bytes = len(data) - len(head)
-        self._requests.append(request)
-        return True
-
-    def _remember(self, data: bytes) -> None:
-        """Keeps the only request in ``data``, where a request with the same head can mean nothing else."""
-        self._last_head = b""
-        requests = self._requests
-        if len(requests) != 1 or self._incoming is not None:
-            return
-        request = requests[0]
-        if (
-            request.complete
-            and request.keep_alive
-            and request.refusal is None
-            and request.upgrade is None
-            and not (request.chunked or request.broken or request.http_1_0 or request.expects_continue)
-        ):
-            end = len(data) - request.body_bytes
-            if data.find(b"\r\n\r\n") + 4 == end and self._unparsed is None:  # no empty lines before or behind it
-                self._last, self._last_head, self._last_bytes = request, data[:end], len(data)
 
     def eof_received(self) -> bool:
         if self.phase == TUNNEL and self.peer is not None:
@@ -196,10 +113,10 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         was = self.phase
         if was == BUSY:
-            self._relay.in_flight -= 1
+            self.relay.in_flight -= 1
         self.phase = CLOSED
-        self._relay.closed(self)
-        self._requests.clear()
+        self.relay.closed(self)
+        self.requests.clear()
         if was == TUNNEL and self.peer is not None:
             self.peer.finish()
         if self.exchange is not None:
@@ -219,168 +136,7 @@ class ClientConnection(asyncio.Protocol):
         elif self.phase < LINGERING:
             self._advance()
 
-    # --- parser events: collect only
-
-    def on_message_begin(self) -> None:
-        if not self._skipping_head:
-            self._incoming = Request()
-
-    def on_url(self, url: bytes) -> None:
-        if not self._skipping_head:
-            request = self._incoming
-            assert request is not None
-            request.target += url
-            request.head_bytes += len(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._skipping_head:
-            return
-        request = self._incoming
-        assert request is not None
-        request.head_bytes += len(name) + len(value) + 4
-        field = self._fields[name]
-        if request.method:  # the head is complete: a trailer
-            if field != OTHER:  # whoever merges trailers into the head would see another request than was judged
-                request.broken = True
-                request.keep_alive = False
-                request.refuse_field("This field has no place in a trailer.", name)
-            elif request.head_bytes > self._relay.limits.head_bytes_max:  # however few pieces it comes in
-                request.broken = True
-                request.keep_alive = False
-                request.refusal = refusals.endless_head(request, self._relay.limits)
-            request.trailers.append(b"%b: %b\r\n" % (name, value))
-            return
-        if field == OTHER:
-            request.lines.append(b"%b: %b\r\n" % (name, value))
-        else:
-            request.take_field(field, name, value)
-
-    def on_headers_complete(self) -> None:
-        if self._skipping_head:
-            self._skipping_head = False
-            return
-        request = self._incoming
-        assert request is not None
-        parser = self._parser
-        request.method = parser.get_method()
-        version = parser.get_http_version()
-        request.http_1_0 = version == "1.0"
-        request.keep_alive = parser.should_keep_alive()
-        if request.http_1_0 or not parser.should_upgrade():
-            request.upgrade = None  # without its Connection option it is to be ignored (RFC 9110 §7.8)
-        if version not in ("1.0", "1.1") or self._is_other_protocol(request):
-            request.refusal = refusals.unknown_version(version)
-            request.keep_alive = False
-        self._head_bytes = 0
-        self._requests.append(request)
-
-    def _is_other_protocol(self, request: Request) -> bool:
-        """Whether the request line names RTSP or ICE, whose versions the parser reports like HTTP's.
-
-        It does not tell where the line was. So it is looked for, rarely: most data holds nothing that looks like it.
-        """
-        data = self._earlier + self._data if self._earlier else self._data
-        if b" RTSP/" not in data and b" ICE/" not in data:
-            return False
-        return any(_ends_line(data, found.start(), request) for found in _OTHER_PROTOCOL.finditer(data))
-
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        request = self._incoming
-        assert request is not None
-        request.body.append(body)
-        request.body_bytes += len(body)
-
-    def on_message_complete(self) -> None:
-        request = self._incoming
-        if request is not None:
-            request.complete = True
-            self._incoming = None
-
     # --- from bytes to exchanges
-
-    def _feed(self, data: bytes) -> None:
-        """Parses ``data``; the parser stops at each request for an upgrade, and is replaced where it goes on."""
-        request = self._incoming
-        in_request_line = request is None or (not request.method and request.head_bytes == len(request.target))
-        while data:
-            self._data = data
-            self._head_bytes += len(data)
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._upgrade_asked(data[upgrade.args[0] :])
-                continue
-            except httptools.HttpParserError as error:
-                self._parse_failed(str(error))
-                return
-            break
-        request = self._incoming
-        if request is None:
-            self._head_bytes = 0
-        else:
-            # A head or a trailer in many small pieces, one field without end, chunk extensions without a chunk.
-            head_bytes = max(self._head_bytes, request.head_bytes) if request.method else self._head_bytes
-            if head_bytes > self._relay.limits.head_bytes_max:
-                self._parse_failed("the header block is too large", too_large=True)
-        if request is not None and not request.method:
-            if in_request_line:
-                self._earlier += self._data
-        elif self._earlier:
-            self._earlier = b""
-        self._data = b""
-
-    def _upgrade_asked(self, rest: bytes) -> bytes:
-        """Only a WebSocket's upgrade is passed on, and waits for 101. Returns what is to be parsed on."""
-        request = self._requests[-1]
-        if request.method == b"CONNECT":
-            request.refusal = refusals.connect_method()
-            request.keep_alive = False
-            self._unparsed = b""
-            return b""
-        if (request.upgrade or b"").strip().lower() == b"websocket" and not (request.has_length or request.chunked):
-            self._unparsed = rest
-            return b""
-        # Not one that is passed on: it is an ordinary request, whose body (if any) the parser has yet to see.
-        request.upgrade = None
-        if len(self._requests) > _PIPELINED_MAX:  # each costs a parser and a copy of what follows
-            self._parse_failed("too many requests for an upgrade at once")
-            return b""
-        self._replace_parser(request)
-        return rest
-
-    def _replace_parser(self, request: Request | None) -> None:
-        """A parser that is at the beginning of ``request``'s body, or at the end of a message."""
-        self._parser = httptools.HttpRequestParser(self)
-        if request is not None and (request.has_length or request.chunked):
-            if request.chunked:
-                framing = b"Transfer-Encoding: chunked"
-            else:
-                lengths = [line.rstrip() for line in request.lines if line[:15].lower() == b"content-length:"]
-                framing = b"".join(lengths)
-            request.complete = False
-            self._incoming = request
-            self._skipping_head = True
-            self._parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
-
-    def _parse_failed(self, why: str, *, too_large: bool = False) -> None:
-        request = self._incoming
-        if request is None:
-            if self._requests and not self._requests[-1].keep_alive:
-                return  # bytes after a request that announced it was the last: they are not read
-            if self.exchange is not None and not self.exchange.request.keep_alive:
-                return
-            request = Request()
-        request.broken = True
-        request.keep_alive = False
-        if too_large:
-            request.refusal = refusals.endless_head(request, self._relay.limits)
-        elif request.refusal is None:
-            request.refusal = refusals.not_http(why)
-        if not request.method:
-            self._requests.append(request)
-        self._incoming = None
-        self._unparsed = b""  # nothing after this can be understood
 
     def _advance(self) -> None:
         """Starts what can be started, and tells the exchange under way of body that has arrived.
@@ -397,36 +153,36 @@ class ClientConnection(asyncio.Protocol):
         elif not self._advancing:
             self._advancing = True
             # A client that does not read its answers gets no more of them.
-            while self.exchange is None and self._requests and self.phase < LINGERING and self.writable:
+            while self.exchange is None and self.requests and self.phase < LINGERING and self.writable:
                 if self.phase != BUSY:
                     self.phase = BUSY
-                    self._relay.in_flight += 1
-                self.exchange = exchange = self._relay.new_exchange(self._relay, self, self._requests.popleft())
+                    self.relay.in_flight += 1
+                self.exchange = exchange = self.relay.new_exchange(self.relay, self, self.requests.popleft())
                 exchange.start()
             self._advancing = False
-            if self.exchange is None and not self._requests and self.phase < LINGERING:
+            if self.exchange is None and not self.requests and self.phase < LINGERING:
                 self._await_request()
         self.update_reading()
 
     def _await_request(self) -> None:
         if self.phase == BUSY:
-            self._relay.in_flight -= 1
-        if self._incoming is None:
-            self._head_bytes = 0
+            self.relay.in_flight -= 1
+        if self.incoming is None:
+            self.head_bytes = 0
             self.phase = IDLE
-            self.deadline = self._relay.clock_s + self._relay.limits.keepalive_timeout_s
+            self.deadline = self.relay.clock_s + self.relay.limits.keepalive_timeout_s
         elif self.phase == BUSY:
             self.phase = HEAD
-            self.deadline = self._relay.clock_s + self._relay.limits.header_timeout_s
+            self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
 
     def _hold_back(self, data: bytes) -> None:
         """Bytes that follow a request for an upgrade, until it is known whose they are."""
-        self._unparsed = (self._unparsed or b"") + data
+        self.unparsed = (self.unparsed or b"") + data
         self.update_reading()
 
     def _after_requests(self, data: bytes) -> None:
         if self.phase == TUNNEL and self.peer is not None:
-            self.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
+            self.deadline = self.relay.clock_s + self.relay.limits.tunnel_idle_timeout_s
             self.peer.write(data)
         elif self.phase == LINGERING:
             self._discarded_bytes += len(data)
@@ -441,12 +197,12 @@ class ClientConnection(asyncio.Protocol):
 
     def update_reading(self) -> None:
         """Reads on only while there is room for what may come, and somebody who takes it."""
-        bytes_max = self._relay.limits.buffered_bytes_max
+        bytes_max = self.relay.limits.buffered_bytes_max
         exchange = self.exchange
         is_full = exchange is not None and exchange.is_full(bytes_max)
-        if not is_full and (self._requests or self._unparsed):
-            waiting_bytes = len(self._unparsed or b"") + sum(request.body_bytes for request in self._requests)
-            is_full = waiting_bytes > bytes_max or len(self._requests) > _PIPELINED_MAX
+        if not is_full and (self.requests or self.unparsed):
+            waiting_bytes = len(self.unparsed or b"") + sum(request.body_bytes for request in self.requests)
+            is_full = waiting_bytes > bytes_max or len(self.requests) > PIPELINED_MAX
         if is_full:
             self.pause_reading()
         elif self.reading_paused:
@@ -469,18 +225,18 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         if self.phase == CLOSED:
             return
-        if not keep_alive or self._relay.draining:
+        if not keep_alive or self.relay.draining:
             self._finish(linger=not exchange.request.complete)
             return
-        if self._unparsed is None and not self._requests and not self._advancing and self.phase == BUSY:
+        if self.unparsed is None and not self.requests and not self._advancing and self.phase == BUSY:
             self._await_request()  # nearly always; as _advance would
             if self.reading_paused:
                 self.resume_reading()
             return
-        if self._unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
-            rest, self._unparsed = self._unparsed, None
-            self._replace_parser(None)
-            self._feed(rest)
+        if self.unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
+            rest, self.unparsed = self.unparsed, None
+            self.replace_parser(None)
+            self.feed(rest)
         self._advance()
 
     def refuse(self, answer: "Answer") -> None:
@@ -489,13 +245,13 @@ class ClientConnection(asyncio.Protocol):
         self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        self._requests.clear()
+        self.requests.clear()
         if self.phase == BUSY:
-            self._relay.in_flight -= 1
+            self.relay.in_flight -= 1
         self.phase = LINGERING
         self._unsent_bytes = self.transport.get_write_buffer_size()
-        self.deadline = self._relay.clock_s + (
-            self._relay.limits.idle_timeout_s if self._unsent_bytes else _LINGER_TIMEOUT_S
+        self.deadline = self.relay.clock_s + (
+            self.relay.limits.idle_timeout_s if self._unsent_bytes else _LINGER_TIMEOUT_S
         )
         self.resume_reading()
         if linger and self.transport.can_write_eof():
@@ -505,12 +261,12 @@ class ClientConnection(asyncio.Protocol):
 
     def become_tunnel(self, peer: "UpstreamConnection") -> bytes:
         """From here bytes pass as they come. Returns what the client has already sent for the other side."""
-        self._relay.in_flight -= 1
+        self.relay.in_flight -= 1
         self.phase = TUNNEL
         self.peer = peer
         self.exchange = None
-        self.deadline = self._relay.clock_s + self._relay.limits.tunnel_idle_timeout_s
-        rest, self._unparsed = self._unparsed or b"", None
+        self.deadline = self.relay.clock_s + self.relay.limits.tunnel_idle_timeout_s
+        rest, self.unparsed = self.unparsed or b"", None
         self.resume_reading()
         return rest
 
@@ -549,7 +305,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(refusals.late_head())
         elif self.phase == LINGERING and 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:
             self._unsent_bytes = self.transport.get_write_buffer_size()  # a slow reader, but it reads
-            self.deadline = self._relay.clock_s + self._relay.limits.idle_timeout_s
+            self.deadline = self.relay.clock_s + self.relay.limits.idle_timeout_s
         elif self.phase in (LINGERING, TUNNEL):
             self.transport.abort()
         else:
