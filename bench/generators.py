@@ -32,9 +32,9 @@ done = function(summary, latency, requests)
 end
 """
 
-# One request is made, and the next key written into it each time. LuaJIT would intern a string for each key by a hash of
-# a few of its bytes (lj_str_new): requests that differ elsewhere are one chain, which each new one walks. Nobody looks
-# the written string up, so it does no harm that its hash no longer fits; wrk copies it before it asks again.
+# One request is made, and the next key written into it each time. LuaJIT interns strings by a hash of a few of their
+# bytes (lj_str_new): requests that differ elsewhere would be one chain, which each new one walks. Nobody looks the
+# written string up, so it does no harm that its hash no longer fits; wrk copies it before it asks again.
 _WRK_KEYS = """
 local ffi = require("ffi")
 local copy, keys, request_text, target, source, width, place, count = ffi.copy

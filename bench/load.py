@@ -319,9 +319,7 @@ def _text(result: LoadResult) -> str:
 @click.option(
     "--keys", type=click.Path(exists=True, path_type=Path), help="API keys, one a line: each request has the next."
 )
-@click.option(
-    "--first-key", default=0, show_default=True, type=click.IntRange(0), help="The place of the first of them."
-)
+@click.option("--first-key", default=0, show_default=True, type=click.IntRange(0), help="The place of the first one.")
 @click.option("--connections", default=64, show_default=True, type=click.IntRange(1, 20_000))
 @click.option("--total", type=click.IntRange(1), help="Send exactly this many requests.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Send for this long.")

@@ -52,7 +52,7 @@ def add_accounts(
     periods: tuple[str, ...] = ("monthly",),
     added: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Accounts number ``first`` and on; ``keys_file`` gets their keys, one a line; ``added`` hears how many there are."""
+    """Accounts number ``first`` and on; ``keys_file`` gets their keys, one a line; ``added`` is told their number."""
     asyncio.run(_add(database_url, first, count, periods, added))
     if keys_file is not None:
         keys_file.touch(mode=0o600)
