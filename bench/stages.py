@@ -16,6 +16,7 @@ _STAGES: Sequence[tuple[str, str, str]] = (
     ("gateway/relay/client.py", "", "read and recognise the request"),
     ("gateway/relay/request.py", "", "read and recognise the request"),
     ("gateway/relay/heads.py", "", "read and recognise the request"),
+    ("gateway/relay/alike.py", "", "read and recognise the request"),
     ("gateway/relay/upstream.py", "", "read and recognise the answer"),
     ("gateway/relay/known.py", "", "read and recognise the answer"),
     ("gateway/relay/capture.py", "", "read and recognise the answer"),
