@@ -123,7 +123,7 @@ def main(
     documents: bool,
     from_path: Path | None,
 ) -> None:
-    """Measure Castgate, its peers and the service itself: some 10 minutes, or a minute and a half with --quick."""
+    """Measure Castgate, its peers and the service itself: a quarter of an hour, or two minutes with --quick."""
     if from_path is not None:
         try:
             figures = Figures.read(from_path)

@@ -25,9 +25,11 @@ SELECT ledger.calls, ledger.cost, counters.calls AS counted_calls, counters.cost
   (SELECT coalesce(sum(calls), 0)::bigint AS calls, coalesce(sum(used_microcents), 0)::bigint AS cost
    FROM usage_counters WHERE account_id <> $1 AND period = 'total') AS counters
 """
+_CHARGED = "SELECT count(*) FROM usage_counters WHERE account_id <> $1 AND period = 'total' AND calls > 0"
 BURST_CALLS = 1000
 BURST_CONNECTIONS = 32
 SETTLE_TIMEOUT_S = 30.0  # a ledger that is this far behind is a finding
+FLUSH_TIMEOUT_S = 5.0  # of calls that another round makes again, if they are not there
 SETTLE_POLL_S = 0.1
 
 _LEDGER = (
@@ -102,6 +104,24 @@ def audit_many(around: Surroundings, tally: Tally) -> str:
     if not cost == counted_cost == calls * COST_PER_CAST_CENTS * MICROCENTS_PER_CENT:
         raise BenchError(f"{calls} calls of many accounts cost {cost} microcents, by the counters {counted_cost}")
     return f"audit of many accounts: {tally.certain} casts counted, {calls} charged, counters agree"
+
+
+def accounts_not_charged(around: Surroundings) -> int:
+    """How many of many accounts have no call in the ledger, once what is on its way to it has had time to come."""
+    deadline = time.monotonic() + FLUSH_TIMEOUT_S
+    while missing := around.many_accounts - asyncio.run(_accounts_charged(around)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(SETTLE_POLL_S)
+    return missing
+
+
+async def _accounts_charged(around: Surroundings) -> int:
+    connection = await asyncpg.connect(around.database_url)
+    try:
+        return int(await connection.fetchval(_CHARGED, around.account_id))
+    finally:
+        await connection.close()
 
 
 async def _books_of_others(around: Surroundings) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 from bench import report
 from bench.figures import Figures
 from bench.scenarios import THROUGHPUT
-from bench.targets import CAST_BODY
+from bench.targets import CAST_BODY, DIRECT, DIRECT_MANY
 
 _WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 860, 230, 170
 _BAR, _GAP, _TOP = 22, 10, 58
@@ -23,7 +23,7 @@ _LINE_CHARACTERS = 118
 def chart(figures: Figures) -> str:
     """The SVG's text; the service itself is left out, since no proxy comes near it."""
     found = figures.scenario(THROUGHPUT)
-    rows = [row for row in found["rows"] if row != "direct"] if found else []
+    rows = [row for row in found["rows"] if row not in (DIRECT, DIRECT_MANY)] if found else []
     values = {row: figures.median(THROUGHPUT, row, "requests_per_s") or 0.0 for row in rows}
     largest = max([1.0, *values.values()])
     room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH

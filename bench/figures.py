@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.scenarios import MANY, ONE, THROUGHPUT
+from bench.targets import DIRECT
 
 FORMAT = 2  # of the JSON; figures of another one are refused
 MIB = 1024 * 1024
@@ -80,7 +81,7 @@ class Figures:
 
     def added_latency_ratio(self, row: str, other: str) -> float | None:
         """What ``row`` adds to a call on one connection over the upstream itself, divided by what ``other`` adds."""
-        rounds = zip(*(self.rounds(ONE, name) for name in (row, other, "direct")), strict=False)
+        rounds = zip(*(self.rounds(ONE, name) for name in (row, other, DIRECT)), strict=False)
         ratios = [
             (one["p50_ms"] - direct["p50_ms"]) / (two["p50_ms"] - direct["p50_ms"])
             for one, two, direct in rounds

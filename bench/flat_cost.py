@@ -25,7 +25,7 @@ import uvloop
 
 from bench.admission_cost import measure as admission_costs
 from bench.documents import filled
-from bench.many_accounts import KEY_PREFIX, add_accounts
+from bench.many_accounts import add_accounts, key_of
 from bench.processes import cpu_s
 from bench.report import Table, as_markdown, as_text
 from bench.targets import REPOSITORY
@@ -121,7 +121,7 @@ async def known_accounts(postgres: _Postgres, url: str, scale: float) -> Part:
         there = wanted
         picked = random.Random(1)
         numbers = [picked.sample(range(1, wanted + 1), LOOKED_UP) for _ in range(LOOKUPS)]
-        hashes = [[sha256_hex(f"{KEY_PREFIX}{number}") for number in some] for some in numbers]
+        hashes = [[sha256_hex(key_of(number)) for number in some] for some in numbers]
         found = [
             [row["account_id"] for row in await postgres.connection.fetch(_IDENTIFY, some)] for some in hashes
         ]  # warm

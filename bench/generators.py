@@ -6,7 +6,6 @@ requests that a stall kept it from sending; ``bench.load`` does neither. A figur
 """
 
 import json
-import random
 import shutil
 import subprocess
 import sys
@@ -33,19 +32,28 @@ done = function(summary, latency, requests)
 end
 """
 
-# Requests are made beforehand; each run begins at another of the keys, so that all of them have their turn.
+# One request is made, and the next key written into it each time. LuaJIT interns strings by a hash of a few of their
+# bytes (lj_str_new): requests that differ elsewhere would be one chain, which each new one walks. Nobody looks the
+# written string up, so it does no harm that its hash no longer fits; wrk copies it before it asks again.
 _WRK_KEYS = """
-local requests, place = {}, 0
+local ffi = require("ffi")
+local copy, keys, request_text, target, source, width, place, count = ffi.copy
 init = function()
-  for key in io.lines(%s) do
-    wrk.headers["Authorization"] = "Bearer " .. key
-    requests[#requests + 1] = wrk.format()
-  end
-  place = math.floor(#requests * %f)
+  local file = assert(io.open(%s, "rb"))
+  keys = file:read("*a")
+  file:close()
+  width, count, place = %d, %d, %d
+  source = ffi.cast("const char *", keys)
+  wrk.headers["Authorization"] = "Bearer " .. keys:sub(1, width)
+  request_text = wrk.format()
+  local before = request_text:find("\\nAuthorization: Bearer ", 1, true) + #"Authorization: Bearer "
+  target = ffi.cast("char *", request_text) + before
 end
 request = function()
-  place = place %% #requests + 1
-  return requests[place]
+  copy(target, source + place * (width + 1), width)
+  place = place + 1
+  if place == count then place = 0 end
+  return request_text
 end
 """
 
@@ -58,7 +66,9 @@ class Request:
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
-    keys_file: Path | None = None  # API keys, one a line: each request has the next one of them, in Authorization
+    # API keys of one length, one a line: each request has the next one of them, in Authorization.
+    keys_file: Path | None = None
+    first_key: int = 0  # the place of the one to begin with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +115,26 @@ def generator_named(name: str, *, folder: Path, cores: Sequence[int]) -> Generat
     return with_python if name == "python" or program is None else with_wrk
 
 
+def wrk_script(request: Request) -> str:
+    """Lua that has wrk send the request. Raises BenchError for keys that it cannot write over each other."""
+    lines = [f"wrk.method = {_lua(request.method)}", f"wrk.body = {_lua(request.body) if request.body else 'nil'}"]
+    lines += [f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in request.headers.items()]
+    if request.keys_file is not None:
+        keys = request.keys_file.read_text().splitlines()
+        lengths = {len(key) for key in keys}
+        if len(lengths) != 1:
+            raise BenchError(f"{request.keys_file}: expected keys of one length, found {len(lengths)} lengths")
+        place = (request.first_key - 1) % len(keys)  # wrk asks once beforehand, to see that it is a request
+        lines.append(_WRK_KEYS % (_lua(str(request.keys_file)), lengths.pop(), len(keys), place))
+    return "\n".join(lines) + _WRK_REPORT
+
+
 def _wrk(
     program: str, folder: Path, cores: Sequence[int], base_url: str, request: Request, connections: int, seconds: float
 ) -> Sample:
     script = folder / "wrk.lua"
-    lines = [f"wrk.method = {_lua(request.method)}", f"wrk.body = {_lua(request.body) if request.body else 'nil'}"]
-    lines += [f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in request.headers.items()]
-    if request.keys_file is not None:
-        lines.append(_WRK_KEYS % (_lua(str(request.keys_file)), random.random()))
     script.touch(mode=0o600)  # it holds a key
-    script.write_text("\n".join(lines) + _WRK_REPORT)
+    script.write_text(wrk_script(request))
     whole_s = max(1, round(seconds))  # wrk knows no fractions
     ended = _run(
         [
@@ -137,7 +157,7 @@ def _python(cores: Sequence[int], base_url: str, request: Request, connections: 
     for name, value in request.headers.items():
         words += ["--header", f"{name}: {value}"]
     if request.keys_file is not None:
-        words += ["--keys", str(request.keys_file)]
+        words += ["--keys", str(request.keys_file), "--first-key", str(request.first_key)]
     ended = _run(words, cores, seconds + GRACE_S)
     try:
         figures = json.loads(ended.stdout)

@@ -39,7 +39,7 @@ Check = Callable[[int, bytes], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where requests go, and the bytes of those to choose from (one at random for each request)."""
+    """Where requests go, and the bytes of those to choose from."""
 
     host: str
     port: int
@@ -81,6 +81,7 @@ class Load:
     total: int | None = None
     seconds: float | None = None
     seed: int = 0  # which endpoint and which request comes when
+    first: int | None = None  # an endpoint's requests in turn, from this one on; None: at random
     reply_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -150,8 +151,7 @@ class _Connection(asyncio.Protocol):
         if not self._run.take():
             self.transport.close()
             return
-        requests = self._endpoint.requests
-        request = requests[0] if len(requests) == 1 else self._run.random.choice(requests)
+        request = self._run.one_of(self._endpoint.requests)
         self.started = perf_counter()
         self.transport.write(request)
 
@@ -211,6 +211,7 @@ class _Run:
         self.load = load
         self.check = check
         self.random = random.Random(load.seed)
+        self.turn = load.first
         self.left = math.inf if load.total is None else load.total
         self.open: set[_Connection] = set()
         self.statuses: Counter[int] = Counter()
@@ -223,6 +224,15 @@ class _Run:
             return False
         self.left -= 1
         return True
+
+    def one_of(self, requests: Sequence[bytes]) -> bytes:
+        """The request to send next."""
+        if len(requests) == 1:
+            return requests[0]
+        if self.turn is None:
+            return self.random.choice(requests)
+        self.turn += 1
+        return requests[(self.turn - 1) % len(requests)]
 
     def stop(self) -> None:
         self.left = 0
@@ -307,8 +317,9 @@ def _text(result: LoadResult) -> str:
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header to send; repeatable.")
 @click.option("--body", default="", help="The request's body.")
 @click.option(
-    "--keys", type=click.Path(exists=True, path_type=Path), help="API keys, one a line: one for each request."
+    "--keys", type=click.Path(exists=True, path_type=Path), help="API keys, one a line: each request has the next."
 )
+@click.option("--first-key", default=0, show_default=True, type=click.IntRange(0), help="The place of the first one.")
 @click.option("--connections", default=64, show_default=True, type=click.IntRange(1, 20_000))
 @click.option("--total", type=click.IntRange(1), help="Send exactly this many requests.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Send for this long.")
@@ -320,6 +331,7 @@ def main(
     headers: tuple[str, ...],
     body: str,
     keys: Path | None,
+    first_key: int,
     connections: int,
     total: int | None,
     seconds: float | None,
@@ -343,7 +355,8 @@ def main(
         endpoint = Endpoint.of(url, method=method, headers=variants, body=body.encode())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    result = uvloop.run(run([endpoint], Load(connections=connections, total=total, seconds=seconds)))
+    load = Load(connections=connections, total=total, seconds=seconds, first=first_key)
+    result = uvloop.run(run([endpoint], load))
     click.echo(json.dumps(result.summary()) if as_json else _text(result))
 
 

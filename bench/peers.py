@@ -6,7 +6,9 @@ to decide for a call is said at its configuration. Limits are never reached: wha
 
 import hashlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +17,7 @@ import redis
 # Tokens a second of Envoy's bucket, requests a minute of HAProxy's table: as many as their counters take.
 _ENVOY_TOKENS = 4_000_000_000
 _HAPROXY_REQUESTS = 1_000_000_000
+_OWNERS_AT_ONCE = 1000  # in one trip to Redis
 MODULE_FOLDERS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 
 
@@ -223,12 +226,17 @@ def envoy(place: PeerPlace) -> Path:
     return file
 
 
-def prepare_redis(redis_url: str, api_key: str, account_id: str, limit: int) -> None:
-    """What ``nginx_lua`` finds in Redis: the script, the key's owner, the owner's budget."""
+def prepare_redis(redis_url: str, owners: Iterable[tuple[str, str]], limit: int) -> None:
+    """What ``nginx_lua`` finds in Redis: the script, and of each API key its owner, and the owner's budget."""
     with redis.Redis.from_url(redis_url) as client:
         client.script_load(SCRIPT)
-        client.set(f"peer:key:Bearer {api_key}", account_id)
-        client.hset(f"peer:budget:{account_id}", "limit", str(limit))
+        left = iter(owners)
+        while some := list(islice(left, _OWNERS_AT_ONCE)):
+            with client.pipeline(transaction=False) as pipeline:
+                for api_key, account_id in some:
+                    pipeline.set(f"peer:key:Bearer {api_key}", account_id)
+                    pipeline.hset(f"peer:budget:{account_id}", "limit", str(limit))
+                pipeline.execute()
 
 
 def beside_python(name: str) -> str | None:

@@ -67,7 +67,7 @@ class Profile:
     system_us: float
 
 
-def _profile(row: Row, kind: str, seconds: float, connections: int, generator_name: str) -> Profile:
+def _profile(row: Row, kind: str, seconds: float, connections: int, generator_name: str, accounts: int) -> Profile:
     cores = split_cores()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="castgate-profile-")))
@@ -76,18 +76,20 @@ def _profile(row: Row, kind: str, seconds: float, connections: int, generator_na
         stack.enter_context(pinned(cores.rest))
         generator = generator_named(generator_name, folder=folder, cores=cores.rest)
         around = stack.enter_context(
-            surroundings(folder, cores, stores=True, say=lambda text: click.echo(f"{text} …", err=True))
+            surroundings(folder, cores, stores=True, say=_say, many_accounts=accounts if row.many_accounts else 0)
         )
         child = stack.enter_context(started(_profiled(kind, found), around))
-        request, url = row.request(around), f"http://127.0.0.1:{child.port}"
-        generator(url, request, connections, WARM_UP_S)
+        url, called = f"http://127.0.0.1:{child.port}", 0
+        while not called or called < around.many_accounts:
+            _say(f"warming up: {called:,} calls")
+            called += generator(url, row.request(around, first_key=called), connections, WARM_UP_S).requests
         workers = _workers(child.process.pid)
         if not workers:
             raise BenchError(f"there is no worker process below {child.name}")
-        click.echo(f"profiling for {seconds:g} s …", err=True)
+        _say(f"profiling for {seconds:g} s")
         _toggle(workers)
         before = user_and_system_s(workers[0])
-        sample = generator(url, request, connections, seconds)
+        sample = generator(url, row.request(around, first_key=called), connections, seconds)
         after = user_and_system_s(workers[0])
         _toggle(workers)
         child.check()
@@ -151,12 +153,17 @@ def folded_stacks(folded: str) -> str:
     return "".join(f"{stack} {count}\n" for stack, count in sorted(merged.items()))
 
 
+def _say(text: str) -> None:
+    click.echo(f"{text} …", err=True)
+
+
 def _stop(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
 @click.command()
 @click.option("--row", "row_name", default="castgate", show_default=True, type=click.Choice(sorted(_ROWS)))
+@click.option("--accounts", default=1, show_default=True, type=click.IntRange(1, 1_000_000), help="That call in turn.")
 @click.option("--kind", default="sample", show_default=True, type=click.Choice(["sample", "calls"]))
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(1, 600))
 @click.option("--connections", default=64, show_default=True, type=click.IntRange(1, 10_000))
@@ -168,6 +175,7 @@ def _stop(_number: int, _frame: object) -> None:
 @click.option("--documents", is_flag=True, help="Write the table of stages in docs/performance.md anew (sample only).")
 def main(
     row_name: str,
+    accounts: int,
     kind: str,
     seconds: float,
     connections: int,
@@ -179,7 +187,8 @@ def main(
     """Print where a worker's CPU time goes under load."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        found = _profile(_ROWS[row_name], kind, seconds, connections, generator)
+        row = replace(_ROWS[row_name], many_accounts=accounts > 1)
+        found = _profile(row, kind, seconds, connections, generator, accounts)
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:

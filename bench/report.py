@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bench.figures import MIB, PROMISES, Figures
 from bench.scenarios import ONE, STREAMS, THROUGHPUT
-from bench.targets import BASELINE
+from bench.targets import BASELINE, DIRECT, DIRECT_MANY
 
 # Above these shares a figure says more about the machine than about the row.
 OTHER_CPU_MAX = 0.1
@@ -44,7 +44,7 @@ def scenario_table(figures: Figures, scenario: str) -> Table:
             ratio = figures.ratio(scenario, row, BASELINE)
             cells.insert(1, "–" if ratio is None else f"{ratio:.2f}")
         if scenario == ONE:
-            direct = figures.median(ONE, "direct", "p50_ms")
+            direct = figures.median(ONE, DIRECT, "p50_ms")
             added_ms = None if direct is None else _median(figures, ONE, row, "p50_ms") - direct
             cells.insert(1, "–" if added_ms is None else f"{added_ms * 1000:.0f}")
         table.append(tuple(cells))
@@ -62,7 +62,7 @@ def behind_table(figures: Figures) -> Table:
     found = figures.scenario(THROUGHPUT)
     for row in found["rows"] if found else ():
         behind = figures.behind(THROUGHPUT, row)
-        if row != "direct" and behind:
+        if row not in (DIRECT, DIRECT_MANY) and behind:
             own = _median(figures, THROUGHPUT, row, "cpu_us_per_request")
             others = (behind.get(name, 0.0) for name in ("Redis", "Postgres", "upstream"))
             table.append((figures.title(row), f"{own:.1f}", *(f"{cost:.1f}" for cost in others)))
@@ -158,7 +158,15 @@ def method(figures: Figures) -> str:
     )
 
 
+def of_the_generator(figures: Figures) -> list[str]:
+    """What many accounts cost whoever makes the load: no gateway's ratio is worth more than this one is near 1."""
+    found = figures.ratio(THROUGHPUT, DIRECT_MANY, DIRECT)
+    if found is None:
+        return []
+    return [f"the generator alone: {figures.title(DIRECT_MANY)} ÷ {figures.title(DIRECT)}: {found:.2f} ×"]
+
+
 def notes(figures: Figures) -> Sequence[str]:
     """What is to be known beside the figures."""
     run = figures.json
-    return [*filter(None, run["audits"]), *doubts(figures), *run["skipped"]]
+    return [*filter(None, run["audits"]), *of_the_generator(figures), *doubts(figures), *run["skipped"]]

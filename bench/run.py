@@ -3,14 +3,15 @@
 import contextlib
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.audit import Tally, audit, audit_many
+from bench.audit import Tally, accounts_not_charged, audit, audit_many
 from bench.figures import FORMAT
-from bench.generators import Generator, generator_named
+from bench.generators import GRACE_S, Generator, generator_named
 from bench.machine import machine, versions
 from bench.processes import BenchError, Child, pinned, split_cores
 from bench.rounds import Load, Measured, measure, run_rounds, with_generator
@@ -19,8 +20,8 @@ from bench.streams import EVENT_INTERVAL_S, read_streams, stream_upstream
 from bench.surroundings import Say, Surroundings, call, started, surroundings
 from bench.targets import NGINX, ROWS, Row, Target
 
-# How often the warm-up goes through the keys of many accounts, until all of them are known.
-_WARM_UPS_MAX = 120
+# Calls of many accounts in a second on the slowest machine: a round of all of them takes no longer than this allows.
+_CALLS_PER_S_MIN = 500
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class _Run:
     children: dict[str, Child] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)  # of the one account
     tally_many: Tally = field(default_factory=Tally)
+    first_keys: dict[str, int] = field(default_factory=dict)  # where many accounts go on, by row
 
     def start(self, stack: contextlib.ExitStack, targets: Sequence[Target], around: Surroundings, suffix: str) -> None:
         for target in targets:
@@ -59,8 +61,12 @@ class _Run:
         return self.tally_many if row.many_accounts else self.tally
 
     def measure(self, row: Row, child: Child, load: Load, seconds: float, *, large: bool = False) -> Measured:
-        """One row once, and its calls in the tally."""
-        measured = measure(row.request(self.around, large=large), child, self.around, load, seconds)
+        """One row once, and its calls in the tally; of many accounts, those that have waited longest."""
+        first_key = self.first_keys.get(row.name, 0)
+        request = row.request(self.around, large=large, first_key=first_key)
+        measured = measure(request, child, self.around, load, seconds)
+        # Of the last calls some may have got no answer; their accounts call again.
+        self.first_keys[row.name] = first_key + max(0, measured.sample.requests - measured.sample.abandoned_max)
         if row.charged:
             self.tally_of(row).add(measured.sample)
         return measured
@@ -70,15 +76,27 @@ class _Run:
         for row in rows:
             self.say(f"warming up: {row.title}")
             load = with_generator(self.generator, connections, seconds)
-            self.measure(row, self.children[row.target.name], load, seconds)
-            if not row.many_accounts:
+            if not (row.many_accounts and row.target.stores):
+                self.measure(row, self.children[row.target.name], load, seconds)
                 continue
-            seen = 0
-            for _ in range(_WARM_UPS_MAX):
-                seen += self.measure(row, self.children[row.target.name], load, seconds).sample.requests
-                # Runs begin at random places: after three times as many calls hardly an account is left out.
-                if seen > 3 * self.around.many_accounts:
-                    break
+            self.call_of_each(row, connections, seconds)
+            # A call that waited when its generator hung up may have been one that no later run has made again.
+            while row.charged and (missing := accounts_not_charged(self.around)):
+                self.say(f"warming up: {row.title}: {missing:,} have no call in the ledger")
+                self.call_of_each(row, connections, seconds)
+
+    def call_of_each(self, row: Row, connections: int, seconds: float) -> None:
+        """Each of many accounts calls, in runs of so many seconds. Raises BenchError where that takes for ever."""
+        load = with_generator(self.generator, connections, seconds)
+        many = self.around.many_accounts
+        begin, called = self.first_keys.get(row.name, 0), 0
+        deadline = time.monotonic() + GRACE_S + many / _CALLS_PER_S_MIN
+        while called < many:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{row.title}: only {called:,} of {many:,} have called")
+            self.measure(row, self.children[row.target.name], load, seconds)
+            called = self.first_keys[row.name] - begin
+            self.say(f"warming up: {row.title}: {min(called, many):,} of {many:,} have called")
 
     def scenario(self, scenario: Scenario, warm_up_s: float) -> dict[str, list[Measured]]:
         """All rounds of one load."""
@@ -93,6 +111,10 @@ class _Run:
                 self.warm_up(rows, scenario.connections, warm_up_s)
 
             def measure_row(row: Row) -> Measured:
+                if row.many_accounts and row.target.stores:
+                    # While others were measured, what is remembered of accounts grew too old to serve: an account is
+                    # active when it calls every few seconds, as it would with this load alone.
+                    self.call_of_each(row, scenario.connections, warm_up_s)
                 load = with_generator(self.generator, scenario.connections, scenario.seconds)
                 child = self.children[row.target.name]
                 return self.measure(row, child, load, scenario.seconds, large=scenario.large)

@@ -17,6 +17,7 @@ _STAGES: Sequence[tuple[str, str, str]] = (
     ("gateway/relay/request.py", "", "read and recognise the request"),
     ("gateway/relay/request_reader.py", "", "read and recognise the request"),
     ("gateway/relay/heads.py", "", "read and recognise the request"),
+    ("gateway/relay/alike.py", "", "read and recognise the request"),
     ("gateway/relay/upstream.py", "", "read and recognise the answer"),
     ("gateway/relay/known.py", "", "read and recognise the answer"),
     ("gateway/relay/capture.py", "", "read and recognise the answer"),

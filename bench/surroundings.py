@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import peers
-from bench.many_accounts import add_accounts
+from bench.many_accounts import account_id_of, add_accounts, key_of
 from bench.processes import BenchError, Child, Cores, pinned, running
 from bench.targets import REPOSITORY, UPSTREAM, Place, Target, castgate_environment
 from gateway.embedded import EmbeddedError, embedded_postgres, embedded_redis, free_port
@@ -101,9 +101,14 @@ def surroundings(
             say("migrating, making the account")
             made = _with_account(made)
         if many_accounts:
-            say(f"making {many_accounts:,} accounts")
             keys_file = folder / "keys"
-            add_accounts(made.database_url, 1, many_accounts, keys_file)
+            add_accounts(
+                made.database_url,
+                1,
+                many_accounts,
+                keys_file,
+                added=lambda there: say(f"making {many_accounts:,} accounts: {there:,}"),
+            )
             made = replace(made, keys_file=keys_file, many_accounts=many_accounts)
         yield made
 
@@ -138,8 +143,10 @@ def started(target: Target, around: Surroundings, name: str = "") -> Iterator[Ch
         environment=command.environment,
     ) as child:
         if target.peer_budget:
-            limit = MONTHLY_LIMIT_CENTS * MICROCENTS_PER_CENT
-            peers.prepare_redis(around.redis_url, around.api_key, around.account_id, limit)
+            owners = [(around.api_key, around.account_id)]
+            if target.many_accounts:
+                owners += [(key_of(number), account_id_of(number)) for number in range(1, around.many_accounts + 1)]
+            peers.prepare_redis(around.redis_url, owners, MONTHLY_LIMIT_CENTS * MICROCENTS_PER_CENT)
         if target.budget:
             give_budget(child.port, around.api_key)
         yield child

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -91,6 +91,7 @@ class Target:
     stores: bool = False  # needs Postgres and Redis, with the account in it
     budget: bool = False  # is told the account's budget at its own endpoint
     peer_budget: bool = False  # finds it in Redis, as ``bench.peers`` puts it there
+    many_accounts: bool = False  # finds those of all accounts there
     all_cores: bool = False
 
 
@@ -115,10 +116,10 @@ class Row:
 
     many_accounts: bool = False
 
-    def request(self, around: Caller, *, large: bool = False) -> Request:
-        """What is asked. Every row sends the same bytes but for the path, so that all parse the same.
+    def request(self, around: Caller, *, large: bool = False, first_key: int = 0) -> Request:
+        """What is asked. Every row sends the same bytes but for path and key, so that all parse the same.
 
-        ``large``: bodies of 64 KiB, both ways.
+        ``large``: bodies of 64 KiB, both ways. ``first_key``: the place of the account that begins, of many.
         """
         headers = {"Content-Type": "application/json"}
         if not self.many_accounts:
@@ -129,6 +130,7 @@ class Row:
             headers=headers,
             body=LARGE_BODY if large else CAST_BODY,
             keys_file=around.keys_file if self.many_accounts else None,
+            first_key=first_key,
         )
 
 
@@ -225,15 +227,13 @@ UPSTREAM = Target(name="upstream", command=upstream_command)
 CASTGATE = Target(name="castgate", command=_castgate, stores=True, budget=True)
 # The same with many accounts, in a process of its own: what it remembers of them must not count as the others' memory.
 CASTGATE_MANY = Target(name="castgate-many", command=_castgate, stores=True)
+_LUA = Target(name="nginx-lua", command=_nginx_lua, needs=(NGINX, NGINX_LUA), stores=True, peer_budget=True)
 
+DIRECT, DIRECT_MANY = "direct", "direct-many"
 ROWS = (
-    Row(name="direct", title="upstream directly", target=UPSTREAM),
+    Row(name=DIRECT, title="upstream directly", target=UPSTREAM),
     Row(name="nginx", title="nginx, bare", target=Target(name="nginx", command=_nginx, needs=(NGINX,))),
-    Row(
-        name="nginx-lua",
-        title="nginx + Lua + Redis",
-        target=Target(name="nginx-lua", command=_nginx_lua, needs=(NGINX, NGINX_LUA), stores=True, peer_budget=True),
-    ),
+    Row(name="nginx-lua", title="nginx + Lua + Redis", target=_LUA),
     Row(
         name="haproxy",
         title="HAProxy, stick table",
@@ -244,6 +244,14 @@ ROWS = (
     Row(name="castgate-plain", title="Castgate, no policy", target=CASTGATE, path=PLAIN_PATH),
     Row(name="castgate", title="Castgate, everything on", target=CASTGATE, charged=True),
     Row(name="castgate-many", title="Castgate, many accounts", target=CASTGATE_MANY, charged=True, many_accounts=True),
+    Row(
+        name="nginx-lua-many",
+        title="nginx + Lua + Redis, many accounts",
+        target=replace(_LUA, name="nginx-lua-many", many_accounts=True),
+        many_accounts=True,
+    ),
+    # What the generator itself has of so many accounts.
+    Row(name=DIRECT_MANY, title="upstream directly, many accounts", target=UPSTREAM, many_accounts=True),
 )
 # On all cores, which they share with what is around them: what a second worker adds, and what both cost a call.
 WORKER_ROWS = tuple(

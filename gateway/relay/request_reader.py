@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import httptools
 
 from gateway.relay import refusals
+from gateway.relay.alike import become
 from gateway.relay.heads import OTHER
 from gateway.relay.request import Request
 
@@ -65,11 +66,18 @@ class RequestReader:
 
     def is_known(self, data: bytes) -> bool:
         """Whether ``data`` is a whole request whose head is that of the last one, which then is this one as well."""
-        head = self._last_head
-        if not head or len(data) != self._last_bytes or not data.startswith(head):
+        head, request = self._last_head, self._last
+        if not head:
             return False
-        request = self._last
         assert request is not None
+        if len(data) != self._last_bytes or not data.startswith(head):
+            body_bytes = self._last_bytes - len(head)
+            if data.find(b"\r\n\r\n") + 4 + body_bytes != len(data):
+                return False
+            head = become(request, head, data, self.relay)
+            if not head:
+                return False
+            self._last_head, self._last_bytes = head, len(data)
         request.body.clear()  # that of a call which was refused was sent to nobody
         if len(data) > len(head):
             request.body.append(data[len(head) :])

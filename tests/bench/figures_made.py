@@ -13,6 +13,7 @@ TITLES = {
     "castgate-plain": "Castgate, no policy",
     "castgate": "Castgate, everything on",
     "castgate-many": "Castgate, 100,000 accounts",
+    "direct-many": "upstream directly, 100,000 accounts",
 }
 
 

@@ -74,6 +74,12 @@ def test_doubts_name_what_they_are_about() -> None:
     assert disturbed.startswith("the machine was not quiet: in 1 of 1 measurements")
 
 
+def test_what_many_accounts_cost_the_generator_alone_is_told() -> None:
+    figures = throughput(direct=[9000.0, 4000.0, 8000.0], direct_many=[9000.0, 2000.0, 7600.0])
+    line = "the generator alone: upstream directly, 100,000 accounts ÷ upstream directly: 0.95 ×"
+    assert line in report.notes(figures)
+
+
 def test_one_core_is_a_doubt_of_its_own() -> None:
     figures = made({"throughput": {"castgate": [one_round(1)]}}, cores={"proxy": 0, "rest": [0]})
     assert report.doubts(figures)[0].startswith("only one core")
@@ -89,7 +95,7 @@ def test_tables_are_aligned_in_a_terminal_and_marked_in_a_document() -> None:
 
 
 def test_the_chart_shows_every_proxy_and_where_it_was_measured() -> None:
-    figures = throughput(direct=[9000.0], nginx=[4000.0], castgate=[2000.0])
+    figures = throughput(direct=[9000.0], direct_many=[8900.0], nginx=[4000.0], castgate=[2000.0])
     root = ET.fromstring(chart(figures))
     texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert not any("upstream directly" in text for text in texts)

@@ -1,0 +1,156 @@
+"""A head of which only plain values are new is not parsed again: nobody may be able to tell."""
+
+import random
+import re
+from typing import Any
+
+import pytest
+
+from gateway.accounts import Account
+from gateway.admission import Ask
+from gateway.identify import Credentials, key_in_header
+from gateway.policy.rules import Cost, Plan, Policy, Rules
+from gateway.policy.verdicts import PASS
+from gateway.relay import client as client_module
+from tests.relay.conftest import Running, answering, until
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+# Fields and their values: what may differ, what may not, and what the parser takes, changes or refuses.
+FIELDS: dict[bytes, tuple[bytes, ...]] = {
+    b"Authorization": (b"Bearer a", b"Bearer b", b"Bearer long-one", b"Basic x", b"", b" Bearer a ", b"Bear\xe9r"),
+    b"X-API-Key": (b"one", b"two", b""),
+    b"X-Request-Id": (b"1", b"2", b"33"),
+    b"X-Trace": (b"1", b"2", b"3", b"with blanks", b" led by one", b"ended by one ", b"\xff", b"tab\there"),
+    b"x-trace": (b"1", b"2"),
+    b"User-Agent": (b"curl", b"wget"),
+    b"Connection": (b"keep-alive", b"X-Trace", b"x-trace, User-Agent", b"close"),
+    b"Via": (b"1.1 here", b"1.1 there"),
+    b"X-Forwarded-For": (b"10.0.0.1", b"10.0.0.2"),
+    b"X-Forwarded-Host": (b"a", b"b"),
+    b"X-HTTP-Method-Override": (b"PUT", b"GET"),
+    b"Cookie": (b"a=1", b"a=2"),
+    b"TE": (b"trailers", b"gzip"),
+    b"Content_Length": (b"3",),
+    b"Expect": (b"100-continue", b"x"),
+    b"Transfer-Encoding": (b"chunked", b"gzip"),
+}
+SEPARATORS = (*[b": "] * 12, b":", b":\t", b":  ")
+
+COMPARED = 500
+
+
+def head_of(lines: list[tuple[bytes, bytes, bytes]]) -> bytes:
+    fields = b"".join(name + separator + value + b"\r\n" for name, separator, value in lines)
+    return b"POST /x HTTP/1.1\r\nHost: h\r\n%bContent-Length: 2\r\n\r\n" % fields
+
+
+def picked(dice: random.Random) -> list[tuple[bytes, bytes, bytes]]:
+    names = dice.choices(list(FIELDS)[:8], k=dice.randint(1, 4)) + dice.choices(list(FIELDS), k=dice.randint(0, 1))
+    return [(name, dice.choice(SEPARATORS), dice.choice(FIELDS[name])) for name in names]
+
+
+def altered(dice: random.Random, lines: list[tuple[bytes, bytes, bytes]]) -> list[tuple[bytes, bytes, bytes]]:
+    changed = list(lines)
+    for _ in range(dice.randint(1, 2)):
+        place = dice.randrange(len(changed))
+        name, separator, _ = changed[place]
+        changed[place] = name, separator, dice.choice(FIELDS[name])
+    if dice.random() < 0.1:
+        dice.shuffle(changed)
+    return changed
+
+
+async def test_what_goes_on_is_what_would_have_gone_on_from_a_connection_of_its_own(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+
+    def counted(*words: Any) -> bytes:
+        nonlocal taken
+        head = become(*words)
+        taken += head != b""
+        return head
+
+    become = client_module.become
+    monkeypatch.setattr(client_module, "become", counted)
+    running.upstream.answer = answering(ANSWER)
+
+    async def carried(*requests: bytes) -> tuple[bytes, bytes]:
+        """The last one's head as the service got it, and the status it was answered with."""
+        client = await running.connect()
+        status = b""
+        for request in requests:
+            running.upstream.heads.clear()
+            await client.send(request)
+            status = (await client.read_head())[:12]
+            if status.endswith(b"200"):
+                await client.read(2)
+        client.writer.close()
+        head = running.upstream.heads[-1] if running.upstream.heads else b""
+        return re.sub(rb"X-Request-Id: [0-9a-f-]{32,}\r\n", b"", head), status
+
+    dice = random.Random(7)
+    compared = 0
+    while compared < COMPARED:
+        lines = picked(dice)
+        first, second = head_of(lines) + b"ab", head_of(altered(dice, lines)) + b"cd"
+        if (await carried(first))[1] != b"HTTP/1.1 200" or b"close" in first or b"Expect" in first:
+            continue
+        compared += 1
+        assert await carried(first, second) == await carried(second), (first, second)
+    assert taken > COMPARED / 8
+
+
+class Services:
+    """Identity that knows every key, and admission that lets everything pass."""
+
+    def __init__(self) -> None:
+        self.asks: list[Ask] = []
+
+    def doubt_about(self, *_: object) -> None:
+        return None
+
+    def credentials_from(self, header: bytes | None, alternative: bytes | None, _: object) -> Credentials:
+        return Credentials(key_in_header(header, b"bearer"), alternative, None)
+
+    def cached(self, credentials: Credentials) -> Account:
+        return Account(repr(tuple(credentials)))
+
+    def ask(self, ask: Ask) -> None:
+        self.asks.append(ask)
+        ask.done(PASS)
+
+    def append(self, _: object) -> None:
+        """Whatever is charged."""
+
+
+async def test_a_call_with_another_key_is_another_account_s(running: Running) -> None:
+    services: Any = Services()
+    running.relay.identify = running.relay.admission = running.relay.ledger = services
+    services.refuses = False
+    policy = Policy(name="x", methods=frozenset(), path="/x", cost=Cost())
+    running.relay.use(Rules(version="1", policies=(policy,), plans={"free": Plan(name="free")}, default_plan="free"))
+    running.upstream.answer = answering(ANSWER)
+    client = await running.connect()
+    shown = [(b"Bearer a", b"1"), (b"Bearer bcd", b"1"), (b"Basic e", b"2"), (b"Bearer a", b"2"), (b"Bearer a", b"3")]
+    for header, alternative in shown:
+        keys = b"Authorization: %b\r\nX-API-Key: %b\r\n" % (header, alternative)
+        await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\n%bContent-Length: 0\r\n\r\n" % keys)
+        await client.read_head()
+        await client.read(2)
+        assert keys in running.upstream.heads[-1]
+    await until(lambda: len(services.asks) == len(shown))
+    expected = [repr((key_in_header(header, b"bearer"), alternative, None)) for header, alternative in shown]
+    assert [ask.account.account_id for ask in services.asks] == expected
+
+
+async def test_a_head_that_has_grown_too_large_is_refused(running: Running) -> None:
+    running.upstream.answer = answering(ANSWER)
+    client = await running.connect()
+    for value in (b"a", b"b" * 40_000):
+        await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nX-A: %b\r\n\r\n" % value)
+        status = await client.read_head()
+        if value == b"a":
+            assert status.startswith(b"HTTP/1.1 200 ")
+            await client.read(2)
+    assert status.startswith(b"HTTP/1.1 431 ")
