@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.admission_lane import Lane
 
-# In Redis' keys and in lua/limits_*.lua; the window's length is part of the key, see lua/limits.lua.
+# In Redis' keys; the window's length is part of the key, see lua/limits.lua.
 _LETTERS = {"fixed_window": "f", "sliding_window": "s", "token_bucket": "t", "concurrency": "c"}
 # What may stand in JSON and in a key as it is. Anything else (long, not ASCII, not even Unicode) goes as its digest:
 # one strange header must not spoil the batch that it travels in.
@@ -206,7 +206,7 @@ class Shape(_Named):
             letter = _LETTERS[limit.algorithm]
             key = f"r:{letter}:{policy.name}:{limit.name}:{limit.window_ms}:"
             # A plan that changes the limit changes a burst that was not set with it.
-            rows.append([letter, number, limit.window_ms, limit.burst or number, key])
+            rows.append([limit.algorithm, number, limit.window_ms, limit.burst or number, key])
             self._keys.append(key)
         self._told = []  # the place of each limit that is told, its name, what it allows, and its window
         for place in told_places(policy):

@@ -40,7 +40,7 @@ from gateway.policy.free_tier import FreeTier
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import SHADOW, Policy
 from gateway.policy.verdicts import StoreUnavailable
-from gateway.redis_store import RedisLostError, read_script
+from gateway.redis_store import ADMISSION_MODULES, RedisLostError, read_script
 from gateway.redis_topology import topology_of
 from gateway.relay import conformance, heads
 from gateway.relay.rate_keys import call_weights, rate_key
@@ -50,17 +50,7 @@ from gateway.tasks import Tasks
 if TYPE_CHECKING:
     from gateway.admission_lane import Lane
 
-EXPLAIN = read_script(
-    "input",
-    "accounts",
-    "tiers",
-    "limits",
-    "limits_fixed_window",
-    "limits_sliding_window",
-    "limits_token_bucket",
-    "limits_concurrency",
-    "explain",
-)
+EXPLAIN = read_script("input", "explain", modules=ADMISSION_MODULES)
 HEADERS_MAX = 128
 
 

@@ -8,12 +8,14 @@ the bytes are read by hiredis.
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
+
+from gateway.policy.rules import ALGORITHMS
 
 if TYPE_CHECKING:
     import ssl
@@ -33,32 +35,30 @@ class Script:
     sha: str
 
 
-def read_script(*names: str) -> Script:
-    """The script made of ``gateway/lua/<name>.lua``, in the order given."""
+def read_script(*names: str, modules: Sequence[str] = ()) -> Script:
+    """The script made of ``gateway/lua/<name>.lua``, in the order given; ``modules`` are run when the last of them uses
+    them, see ``lua/modules.lua``."""
     folder = files("gateway").joinpath("lua")
-    source = b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names)
+
+    def text(name: str) -> bytes:
+        return folder.joinpath(f"{name}.lua").read_bytes()
+
+    parts = [text(name) for name in names]
+    if modules:
+        functions = b"".join(b"%b = function()\n%bend,\n" % (name.encode(), text(name)) for name in modules)
+        parts = [text("modules"), *parts[:-1], b"files = {\n%b}\n" % functions, parts[-1]]
+    source = b"\n".join(parts)
     return Script(source=source, sha=hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
-ADMIT = read_script(
-    "input",
-    "accounts",
-    "holds",
-    "tiers",
-    "limits",
-    "limits_fixed_window",
-    "limits_sliding_window",
-    "limits_token_bucket",
-    "limits_concurrency",
-    "settle",
-    "admit",
-)
-RESTORE = read_script("input", "accounts", "holds", "tiers", "limits", "limits_concurrency", "restore")
+ADMISSION_MODULES = ("accounts", "holds", "tiers", "limits", *(f"limits_{algorithm}" for algorithm in ALGORITHMS))
+ADMIT = read_script("input", "admit", modules=(*ADMISSION_MODULES, "settle", "decide"))
+RESTORE = read_script("input", "restore", modules=ADMISSION_MODULES)
 JOIN = read_script("join")
 OPENS = read_script("opens")
 FACTS = read_script("facts")
 ORPHANS = read_script("orphans")
-DRIFT = read_script("tiers", "drift")
+DRIFT = read_script("drift", modules=("tiers",))
 
 
 def encoded(*parts: str | int | bytes) -> bytes:

@@ -13,7 +13,7 @@ local accounts = {}
 local accounts_changed = {}
 
 -- `rows` name the windows that will be asked for: their first element is the kind.
-local function account_load(id, rows)
+local function load_account(id, rows)
   local account = accounts[id]
   local fields = {}
   local fresh = not account
@@ -53,7 +53,7 @@ local function account_load(id, rows)
   return account
 end
 
-local function account_set(account, field, value)
+local function set(account, field, value)
   if not account.changed then
     account.changed = {}
     accounts_changed[#accounts_changed + 1] = account
@@ -62,35 +62,35 @@ local function account_set(account, field, value)
 end
 
 -- Never below zero: an account's hash can be lost (evicted by hand) while the records of its holds live on.
-local function account_hold(account, difference)
+local function hold(account, difference)
   account.held = math.max(0, account.held + difference)
-  account_set(account, 'h', account.held)
+  set(account, 'h', account.held)
 end
 
-local function account_set_window(account, kind, start, used)
+local function set_window(account, kind, start, used)
   account.start[kind] = start
   account.used[kind] = used
-  account_set(account, 's:' .. kind, start)
-  account_set(account, 'u:' .. kind, used)
+  set(account, 's:' .. kind, start)
+  set(account, 'u:' .. kind, used)
 end
 
 -- Usage is an absolute sum of the ledger that only rises within a window, so the higher of two is the later one:
 -- N workers may bring it in any order and any number of times. For the same reason a change of facts wipes nothing.
-local function account_merge(account, kind, start, used)
+local function merge(account, kind, start, used)
   local present = account.start[kind]
   if not present or present < start then
-    account_set_window(account, kind, start, used)
+    set_window(account, kind, start, used)
   elseif present == start then
-    if used > account.used[kind] then account_set_window(account, kind, start, used) end
+    if used > account.used[kind] then set_window(account, kind, start, used) end
     if account.rolled and account.rolled[kind] then
       account.rolled[kind] = nil
-      account_set(account, 'r', true)
+      set(account, 'r', true)
     end
   end
 end
 
 -- What is known of other windows than those that `rows` name is forgotten: it may be of an old snapshot. Who needs it seeds it.
-local function account_forget_others(account, rows)
+local function forget_others(account, rows)
   local named = {}
   for _, row in ipairs(rows) do named[row[1]] = true end
   local gone = {}
@@ -101,7 +101,7 @@ local function account_forget_others(account, rows)
       account.start[kind] = nil
       if account.rolled and account.rolled[kind] then
         account.rolled[kind] = nil
-        account_set(account, 'r', true)
+        set(account, 'r', true)
       end
     end
   end
@@ -110,28 +110,28 @@ end
 
 -- A new window while Postgres is away: nothing of it can have reached the ledger, all of it is still held, so it
 -- starts at 0. The ledger will not count for this window before it is seeded; until then removed holds are added here.
-local function account_roll_over(account, kind, start)
-  account_set_window(account, kind, start, 0)
+local function roll_over(account, kind, start)
+  set_window(account, kind, start, 0)
   account.rolled = account.rolled or {}
   account.rolled[kind] = true
-  account_set(account, 'r', true)
+  set(account, 'r', true)
 end
 
-local function account_posted(id, amount, admitted)
+local function posted(id, amount, admitted)
   local account = accounts[id]
   if not account.rolled then return end
   local rows = {}
   for kind in pairs(account.rolled) do rows[#rows + 1] = {kind} end
-  account_load(id, rows)
+  load_account(id, rows)
   for _, row in ipairs(rows) do
     local kind = row[1]
     if account.start[kind] and admitted >= account.start[kind] then
-      account_set_window(account, kind, account.start[kind], account.used[kind] + amount)
+      set_window(account, kind, account.start[kind], account.used[kind] + amount)
     end
   end
 end
 
-local function accounts_store()
+local function store()
   for _, account in ipairs(accounts_changed) do
     local changed = account.changed
     if changed.r then
@@ -140,7 +140,7 @@ local function accounts_store()
       changed.r = table.concat(kinds, ' ')
     end
     for kind, windows in pairs(account.tiers or {}) do
-      if changed['f:' .. kind] then changed['f:' .. kind] = account.pack_tier(windows) end
+      if changed['f:' .. kind] then changed['f:' .. kind] = use('tiers').packed(windows) end
     end
     local renew = account.expires - now < ACCOUNT_TTL_MS / 2
     if renew then changed.x = now + ACCOUNT_TTL_MS end
@@ -153,3 +153,8 @@ local function accounts_store()
     if renew then redis.call('PEXPIRE', account.key, ACCOUNT_TTL_MS) end
   end
 end
+
+return {
+  load = load_account, set = set, hold = hold, set_window = set_window, merge = merge, forget_others = forget_others,
+  roll_over = roll_over, posted = posted, store = store,
+}

@@ -4,12 +4,12 @@
 -- Reply: [holds looked through, or -1 where there are too many, [account, …], [worker id, hold id, account id, amount, …]]
 --   account: [held, sum of its holds, [field, value, …]]; all of it empty where the account is not known here. A free tier's
 --            newest window is shown as other windows are, in units
--- Behind tiers.lua.
 -- Redis serves nobody else meanwhile: some 2 µs a hold.
 local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local OLD_MAX = 1000
+local tiers = use('tiers')
 
 local books, count = {}, 0
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
@@ -28,18 +28,18 @@ local function tiers_of(id, fields)
     if kind then
       local windows = cmsgpack.unpack(fields[i + 1])
       for _, window in ipairs(windows) do
-        window[TIER_HELD] = (units[id] or {})[kind .. ' ' .. string.format('%.0f', window[TIER_START])] or 0
-        window[TIER_RESERVE] = tier_reserve(window, window[TIER_HELD])
-        reserve = reserve + window[TIER_RESERVE]
+        window[tiers.HELD] = (units[id] or {})[kind .. ' ' .. string.format('%.0f', window[tiers.START])] or 0
+        window[tiers.RESERVE] = tiers.reserve_for(window, window[tiers.HELD])
+        reserve = reserve + window[tiers.RESERVE]
       end
-      if windows[1] and windows[1][TIER_USED] then
+      if windows[1] and windows[1][tiers.USED] then
         shown[#shown + 1] = 's:' .. kind
-        shown[#shown + 1] = string.format('%.0f', windows[1][TIER_START])
+        shown[#shown + 1] = string.format('%.0f', windows[1][tiers.START])
         shown[#shown + 1] = 'u:' .. kind
-        shown[#shown + 1] = string.format('%.0f', windows[1][TIER_USED])
+        shown[#shown + 1] = string.format('%.0f', windows[1][tiers.USED])
       end
       packed[#packed + 1] = fields[i]
-      packed[#packed + 1] = tier_packed(windows)
+      packed[#packed + 1] = tiers.packed(windows)
     end
   end
   return reserve, packed, shown
@@ -57,10 +57,10 @@ if is_known then
         local record = unpacked[text] or cmsgpack.unpack(text)
         unpacked[text] = record
         local terms = record[6]
-        if terms and terms[TERMS_KIND] then
-          local of_account, tier = units[record[1]] or {}, terms[TERMS_KIND] .. ' ' .. string.format('%.0f', terms[TERMS_START])
+        if terms and terms[tiers.TERMS_KIND] then
+          local of_account, tier = units[record[1]] or {}, terms[tiers.TERMS_KIND] .. ' ' .. string.format('%.0f', terms[tiers.TERMS_START])
           units[record[1]] = of_account
-          of_account[tier] = (of_account[tier] or 0) + terms[TERMS_UNITS]
+          of_account[tier] = (of_account[tier] or 0) + terms[tiers.TERMS_UNITS]
         else
           sums[record[1]] = (sums[record[1]] or 0) + record[2]
         end

@@ -2,7 +2,7 @@
 -- terms or absent]. Without a free tier in its terms (tiers.lua) a call's amount is part of its account's `h`.
 -- `slots` are the concurrency limits (keys without the prefix) in which the call counts until it has ended.
 
-local HOLD_ACCOUNT, HOLD_AMOUNT, HOLD_ADMITTED, HOLD_POLICY, HOLD_SLOTS, HOLD_TERMS = 1, 2, 3, 4, 5, 6
+local SLOTS = 5
 
 local books = {}
 -- Packed record -> record. What was held by one batch for like calls is the same text: it is packed once and unpacked
@@ -19,13 +19,13 @@ local function book_of(worker_id)
 end
 
 -- A hold that is not there (any more) is `false`: settling twice, or what never was, changes nothing.
-local function holds_load(book, ids)
+local function load_holds(book, ids)
   for first = 1, #ids, ARGUMENTS_MAX do
     local last = math.min(first + ARGUMENTS_MAX - 1, #ids)
-    local packed = redis.call('HMGET', book.key, unpack(ids, first, last))
+    local texts = redis.call('HMGET', book.key, unpack(ids, first, last))
     for i = first, last do
       if book.records[ids[i]] == nil then
-        local text = packed[i - first + 1]
+        local text = texts[i - first + 1]
         local record = text and unpacked[text]
         if text and not record then
           record = cmsgpack.unpack(text)
@@ -37,46 +37,49 @@ local function holds_load(book, ids)
   end
 end
 
--- A hold that was not there before; `packed` as from hold_packed.
-local function hold_new(book, id, packed)
-  book.new[#book.new + 1] = id
-  book.new[#book.new + 1] = packed
+-- A hold that was not there before; `text` as from packed.
+local function add(book, id, text)
+  local new = book.new
+  new[#new + 1] = id
+  new[#new + 1] = text
 end
 
-local function hold_record(account_id, amount, admitted, policy, slots, terms)
+local function record_of(account_id, amount, admitted, policy, slots, terms)
   if terms then return {account_id, amount, admitted, policy, slots or false, terms} end
   return {account_id, amount, admitted, policy, slots or nil}
 end
 
-local function hold_packed(account_id, amount, policy, slots, terms)
-  return cmsgpack.pack(hold_record(account_id, amount, now, policy, slots, terms))
+local function packed(account_id, amount, policy, slots, terms)
+  return cmsgpack.pack(record_of(account_id, amount, now, policy, slots, terms))
 end
 
-local function hold_change(book, id, record)
+local function change(book, id, record)
   book.records[id] = record
   book.written[#book.written + 1] = id
 end
 
-local function hold_remove(book, id)
+local function remove(book, id)
   book.records[id] = false
   book.gone[#book.gone + 1] = id
 end
 
-local function hold_release_slots(id, record)
-  for _, key in ipairs(record[HOLD_SLOTS] or {}) do redis.call('SREM', prefix .. key, id) end
+local function release_slots(id, record)
+  for _, key in ipairs(record[SLOTS] or {}) do redis.call('SREM', prefix .. key, id) end
 end
 
-local function holds_store()
+local function store()
   for _, book in pairs(books) do
-    local pairs_written = {}
     for _, id in ipairs(book.written) do
-      if book.records[id] then
-        pairs_written[#pairs_written + 1] = id
-        pairs_written[#pairs_written + 1] = cmsgpack.pack(book.records[id])
-      end
+      if book.records[id] then add(book, id, cmsgpack.pack(book.records[id])) end
     end
-    call_in_chunks('HSET', book.key, pairs_written)
     call_in_chunks('HSET', book.key, book.new)
     call_in_chunks('HDEL', book.key, book.gone)
   end
 end
+
+return {
+  book_of = book_of, load = load_holds, add = add, packed = packed, record_of = record_of, change = change, remove = remove,
+  release_slots = release_slots, store = store,
+  -- Of a record.
+  ACCOUNT = 1, AMOUNT = 2, ADMITTED = 3, POLICY = 4, TERMS = 6,
+}

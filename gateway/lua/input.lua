@@ -1,7 +1,7 @@
--- One script call decides a whole batch. gateway/redis_store.py puts these files together, in this order: input, accounts,
--- holds, limits_*, settle, admit. State is read at most once a batch and written once at its end, so what a
--- batch costs grows with the accounts and limiters it touches, not with its calls; and a script that fails on its first
--- write (out of memory, read-only replica) has changed no money.
+-- One script call decides a whole batch: admit.lua says in which order, modules.lua how these files become one script.
+-- State is read at most once a batch and written once at its end, so what a batch costs grows with the accounts and
+-- limiters it touches, not with its calls; and a script that fails on its first write (out of memory, read-only replica)
+-- has changed no money.
 --
 -- KEYS[1]  cg:{p}:workers       zset: worker id -> when it last spoke, Redis ms. Also tells Redis Cluster the slot
 -- KEYS[2]  cg:{p}:h:<worker>    hash: hold id -> record; `epoch` is the newest connection of that worker, `seq` the number of
@@ -10,7 +10,7 @@
 --            beat     the generation (join.lua) that the worker knows: say that it lives; 0: not now
 --            account  [id, version, [[kind, start_ms, end_ms, hard_limit], …], rolling (1, 0 or absent), tier or absent]
 --            tier     [kind, start_ms, end_ms, free units, num, den]: a unit's price is num / den microcents
---            shape    [policy name, [[algorithm letter, limit, window_ms, burst, key prefix], …], [weight in each limit, …],
+--            shape    [policy name, [[algorithm, limit, window_ms, burst, key prefix], …], [weight in each limit, …],
 --                     tells (1, 0 or absent), key life in ms or absent]; tells: calls that pass hear what the limits have left
 --            call     [account index or 0, amount, shape index, weights, [key value, …], [hold id or "", …],
 --                     units or absent, idempotency key's digest or absent]: one or several calls alike; weights 0: those of

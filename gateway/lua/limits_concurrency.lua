@@ -1,10 +1,13 @@
 -- concurrency: at most `limit` calls under way. A set of hold ids; a call leaves it when it ends, or when a sweeper finds that
 -- its worker died. The whole set expires a day after the last call entered: a slot never outlives a lost record.
+local LIMIT = 2
 local SLOTS_TTL_MS = 86400000
 -- When a slot falls free cannot be known; this is what Retry-After says.
 local SLOT_WAIT_MS = 1000
 
-limiters.c = {
+return {
+  TTL_MS = SLOTS_TTL_MS,
+
   load = function(key)
     return {key = key, count = redis.call('SCARD', key), entered = {}}
   end,

@@ -1,5 +1,7 @@
 -- fixed_window: a counter for each window, aligned to the epoch. Up to twice the limit can pass around a boundary.
-limiters.f = {
+local LIMIT, WINDOW = 2, 3
+
+return {
   load = function(key, row)
     local index = math.floor(now / row[WINDOW])
     local full = string.format('%s:%.0f', key, index)

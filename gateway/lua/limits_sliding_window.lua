@@ -4,6 +4,7 @@
 -- and a call waits at most one slice (1/60 of the window, or 1 ms) longer than under an exact log.
 -- Hash: t  the sum of the slices that count     l  the newest slice     0 … n  counts, at slice % (n + 1)
 -- Each slice is added once and subtracted once, however many calls there are.
+local LIMIT, WINDOW = 2, 3
 local SLICES_MAX = 60
 
 -- The counts of the slices before this one that lie within a window, the oldest first; read once a batch.
@@ -21,7 +22,7 @@ local function older_slices(state)
   return older
 end
 
-limiters.s = {
+return {
   load = function(key, row)
     local slice_ms = math.ceil(row[WINDOW] / SLICES_MAX)
     local slice = math.floor(now / slice_ms)
@@ -30,7 +31,7 @@ limiters.s = {
     local newest = tonumber(values[1])
     local state = {  -- all fields at once: a table that grows is copied each time
       key = key, slice_ms = slice_ms, slice = slice, ring = ring, count = 0, total = tonumber(values[2]) or 0,
-      renew = false, empty = false, expired = false, older = false, first = false, store = false,
+      renew = false, empty = false, expired = false, older = false, first = false, limiter = false, is_taken = false,
     }
     -- The key lives for two windows and more from the first call in each window on: not each slice must say so again.
     state.renew = not newest or math.floor(slice / ring) > math.floor(newest / ring)

@@ -1,7 +1,9 @@
 -- token_bucket: `burst` tokens at most, `limit` of them flow in per window. Integers only: a token is window_ms units and
 -- `limit` units flow in each ms, so nothing is ever rounded (burst × window_ms must stay below 2^53).
 -- Hash: n  units left     m  the ms at which that was so
-limiters.t = {
+local LIMIT, WINDOW, BURST = 2, 3, 4
+
+return {
   load = function(key, row)
     local values = redis.call('HMGET', key, 'n', 'm')
     local full = row[BURST] * row[WINDOW]

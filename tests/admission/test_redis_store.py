@@ -149,5 +149,9 @@ async def test_tls_is_spoken_and_the_certificate_is_checked(server: KillableRedi
     listener.close()
 
 
-def test_a_script_is_its_files_in_order() -> None:
-    assert read_script("facts").source in read_script("input", "facts", "limits").source
+def test_a_script_is_its_files_in_order_and_its_modules_before_the_last() -> None:
+    assert read_script("input", "facts").source == read_script("input").source + b"\n" + read_script("facts").source
+    parts = read_script("input", "admit", modules=("limits",)).source
+    places = [parts.index(read_script(name).source) for name in ("modules", "input", "limits", "admit")]
+    assert places == sorted(places)
+    assert parts[places[2] - len("limits = function()\n") :].startswith(b"limits = function()\n")
