@@ -55,7 +55,7 @@ KINDS = (NO_POLICY, EVERYTHING, NEW_HEADS)
 # nothing that is remembered is read again, however slow the machine.
 _CHANGES = {
     "flush_interval: 20ms": "flush_interval: 10s",
-    "  batch_max: 500 ": f"  batch_max: {WAVE} ",
+    "  batch_max: 2000 ": f"  batch_max: {WAVE} ",
     "    ttl: 30s": "    ttl: 1h",
     "  facts_ttl: 30s": "  facts_ttl: 1h",
 }

@@ -197,6 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.lost(self)
         if self.peer is not None:
             self.peer.close()
+        del self._parser  # it refers to our methods: so we go at once, and not with some later collection
         exchange = self.exchange
         if exchange is None:
             return
