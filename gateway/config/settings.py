@@ -400,7 +400,7 @@ class Ledger(Section):
     # Holds stay in Redis for this long after a call, so that a limit is exact again 20 ms after the last cast.
     flush_interval_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.02, alias="flush_interval")
     # Rows of one transaction: some 60 ms of Postgres. Calls make one of the interval, a few hundred; where a thousand
-    # connections keep the loop busy, each write waits for several of its rounds, and smaller ones fall ever further back.
+    # connections keep the loop busy, each write waits for several of its rounds, and smaller ones fall ever behind.
     batch_max: Annotated[int, whole(1, 10_000)] = 2_000
     queue_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 500 bytes each: 50 MiB
     # Gets cast ids as $1::text[] and costs in cents as $2::numeric[]; blank where there is no such column.

@@ -11,7 +11,7 @@ from gateway.admission import Ask
 from gateway.identify import Credentials, key_in_header
 from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import PASS
-from gateway.relay import client as client_module
+from gateway.relay import request_reader as reader_module
 from tests.relay.conftest import Running, answering, until
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -71,8 +71,8 @@ async def test_what_goes_on_is_what_would_have_gone_on_from_a_connection_of_its_
         taken += head != b""
         return head
 
-    become = client_module.become
-    monkeypatch.setattr(client_module, "become", counted)
+    become = reader_module.become
+    monkeypatch.setattr(reader_module, "become", counted)
     running.upstream.answer = answering(ANSWER)
 
     async def carried(*requests: bytes) -> tuple[bytes, bytes]:
