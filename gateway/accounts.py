@@ -34,7 +34,7 @@ import structlog
 
 from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
-from gateway.policy.free_tier import is_tier
+from gateway.policy.free_tier import is_tier, tier_parts
 from gateway.policy.periods import time_zone_names
 from gateway.policy.rules import Rules
 from gateway.usage_events import WindowUsage
@@ -182,7 +182,7 @@ class Accounts:
                 if not is_tier(kind)
             ]
             tiers = [
-                (account.account_id, kind.split("/", 2)[1], kind, window.start_ms, window.end_ms)
+                (account.account_id, tier_parts(kind)[0], kind, window.start_ms, window.end_ms)
                 for account, windows in batch
                 for kind, window in windows.items()
                 if is_tier(kind)

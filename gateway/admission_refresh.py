@@ -14,7 +14,7 @@ from gateway.accounts import NOT_LOADED, parts_of
 from gateway.admission_batch import Ask, Known, windows_at
 from gateway.admission_settle import Seed, Usage
 from gateway.database import StoreError
-from gateway.policy.free_tier import is_tier
+from gateway.policy.free_tier import is_tier, tier_parts
 from gateway.policy.periods import Window, window_at
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Refresh:
             # Also those of other calls: until Redis is told what they have used, all their holds count at their price.
             names = {ask.shape.tier_kind for ask in waiting.asks} | waiting.account.seeded_tiers.keys()
             for kind in names - {""}:
-                kinds[kind] = window_at(*parts_of(kind.split("/", 2)[2]), waiting.lane.now_ms)
+                kinds[kind] = window_at(*parts_of(tier_parts(kind)[1]), waiting.lane.now_ms)
             wanted.append((waiting.account, kinds))
         used = await self._facts.seed(wanted)
         for waiting, (account, windows_of), generation in zip(batch, wanted, generations, strict=True):

@@ -84,6 +84,12 @@ def is_tier(kind: str) -> bool:
     return kind.startswith("free/")
 
 
+def tier_parts(kind: str) -> tuple[str, str]:
+    """The policy whose free tier a kind is, and the rest of it: a budget's kind, with period, zone and week start."""
+    _, policy, window_kind = kind.split("/", 2)
+    return policy, window_kind
+
+
 def free_tier(
     units: int,
     period: str,
