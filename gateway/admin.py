@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway.metrics import exposition, gauge_values
+from gateway.metrics_scrape import exposition, gauge_values
 
 if TYPE_CHECKING:
     from gateway.config.settings import Admin

@@ -20,6 +20,7 @@ from gateway.against import NoAnswerError, differences
 from gateway.billing_sync import FAULTS as SYNC_FAULTS
 from gateway.billing_sync import AlreadySyncingError
 from gateway.billing_sync_command import sync_from_command
+from gateway.build import build_version
 from gateway.cli_config import config_option, fail
 from gateway.cli_ledger import maintain_command, reconcile_accounts, spool_group
 from gateway.cli_outbox import outbox_group
@@ -28,7 +29,6 @@ from gateway.config.schema import policies_schema_text
 from gateway.explain import FAULTS, Question, explain
 from gateway.hosted.answers import json_text
 from gateway.listening import ListenError
-from gateway.metrics import build_version
 from gateway.summary import summary
 from gateway.supervisor import NotStartedError, Overrides, Supervisor
 

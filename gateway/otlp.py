@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.metrics import build_version
+from gateway.build import build_version
 from gateway.policy.money import cents_text
 from gateway.relay.observed import Observation
 

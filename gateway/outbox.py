@@ -25,8 +25,8 @@ import asyncpg
 import httpx
 import structlog
 
+from gateway.build import build_version
 from gateway.database import QUERIES, Database, StoreError
-from gateway.metrics import build_version
 from gateway.policy.answers import instant_text
 from gateway.policy.money import cents_text
 from gateway.policy.periods import FOREVER_MS

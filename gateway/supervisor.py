@@ -25,10 +25,11 @@ import structlog
 
 from gateway.admin import Status, serve_admin
 from gateway.admin_policies import policy_routes
+from gateway.build import build_version
 from gateway.config import Loaded
 from gateway.console.app import Console, opened
 from gateway.listening import listen, refuse_new, url_of
-from gateway.metrics import Metrics, build_version
+from gateway.metrics import Metrics
 from gateway.reloading import Reloading
 from gateway.runtime_folder import runtime_folder
 from gateway.tasks import Tasks

@@ -39,7 +39,9 @@ from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger, event_id
 from gateway.maintain import MonthsAhead
-from gateway.metrics import FAMILIES, Metrics, exposition
+from gateway.metrics import Metrics
+from gateway.metrics_families import FAMILIES
+from gateway.metrics_scrape import exposition
 from gateway.observer import Observer
 from gateway.otlp import Spans
 from gateway.payments import Payments

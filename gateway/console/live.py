@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gateway.metrics import FAMILIES, Totals, totals
+from gateway.metrics_families import FAMILIES
+from gateway.metrics_scrape import Totals, totals
 
 _LATENCY = "spell_cast_duration_seconds"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.build import build_version
 from gateway.config.settings import Identity, Settings
 from gateway.hosted import usage
 from gateway.hosted.billing_body import KEY_LENGTH_MAX, CheckoutBody, PortalBody
 from gateway.hosted.budget_body import WEEKDAYS, BudgetBody
 from gateway.hosted.services import SERVICES
-from gateway.metrics import build_version
 from gateway.policy.periods import PERIODS, time_zone_names
 
 Json = dict[str, Any]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.database import Database
     from gateway.hosted.webhooks import Webhooks
     from gateway.identify import Identify
-    from gateway.metrics import Exposition
+    from gateway.metrics_scrape import Exposition
     from gateway.policy.rules import Rules
 
 

@@ -18,7 +18,8 @@ from gateway.hosted.services import Services
 from gateway.hosted.webhooks import Webhooks
 from gateway.identify import Identify
 from gateway.ledger import Ledger
-from gateway.metrics import Exposition, Metrics
+from gateway.metrics import Metrics
+from gateway.metrics_scrape import Exposition
 from gateway.payments import Payments
 from gateway.relay.counters import wall_clock_ms
 from gateway.tasks import Tasks

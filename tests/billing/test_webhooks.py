@@ -244,7 +244,8 @@ async def test_an_event_is_not_answered_2xx_before_every_replica_knows(scene: Sc
 
 def test_the_metric_knows_no_type_that_a_request_invents(tmp_path: Path) -> None:
     from gateway.hosted.webhooks import Webhooks
-    from gateway.metrics import Metrics, render
+    from gateway.metrics import Metrics
+    from gateway.metrics_scrape import render
 
     metrics = Metrics(tmp_path, "worker-0")
     webhooks = Webhooks((SECRET,), metrics)

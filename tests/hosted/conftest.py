@@ -17,7 +17,8 @@ from gateway.hosted.app import create_app
 from gateway.hosted.services import Services
 from gateway.identify import Identify
 from gateway.ledger import Ledger
-from gateway.metrics import Exposition, Metrics
+from gateway.metrics import Metrics
+from gateway.metrics_scrape import Exposition
 from gateway.tasks import Tasks
 from tests.hosted.world import KEY, SESSION, Call, Replica, WatchedAdmission, World, add_account, migrate
 

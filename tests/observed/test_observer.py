@@ -16,7 +16,8 @@ import structlog
 from gateway import log, observer, otlp
 from gateway.config.settings import Settings
 from gateway.embedded import free_port
-from gateway.metrics import Metrics, render
+from gateway.metrics import Metrics
+from gateway.metrics_scrape import render
 from gateway.observer import Observer
 from gateway.otlp import WAITING_MAX, Spans
 from gateway.policy.rules import LogLines, Policy, Rules

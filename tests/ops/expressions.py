@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from gateway.metrics import FAMILIES, HISTOGRAM
+from gateway.metrics_families import FAMILIES, HISTOGRAM
 
 # Made by Prometheus itself, or by the exposition and not by a declared family.
 OTHERS: dict[str, tuple[str, ...]] = {

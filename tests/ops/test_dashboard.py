@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.metrics import FAMILIES
+from gateway.metrics_families import FAMILIES
 from tests.ops.expressions import wrong_in
 
 ROOT = Path(__file__).parents[2]

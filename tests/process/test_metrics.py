@@ -13,16 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway import metrics_file
-from gateway.metrics import (
-    CONTENT_TYPE,
-    FAMILIES,
-    LABEL_CHARS_MAX,
-    LATENCY_BOUNDS_S,
-    Metrics,
-    exposition,
-    gauge_values,
-    render,
-)
+from gateway.metrics import LABEL_CHARS_MAX, Metrics
+from gateway.metrics_families import FAMILIES, LATENCY_BOUNDS_S
+from gateway.metrics_scrape import CONTENT_TYPE, exposition, gauge_values, render
 
 ROOT = Path(__file__).parents[2]
 MISSION_NAMES = {

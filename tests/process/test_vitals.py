@@ -10,7 +10,8 @@ from gateway.config.settings import Settings
 from gateway.database import Database
 from gateway.embedded import free_port
 from gateway.ledger import Ledger, UsageEvent, event_id
-from gateway.metrics import Metrics, render
+from gateway.metrics import Metrics
+from gateway.metrics_scrape import render
 from gateway.tasks import Tasks
 from gateway.vitals import INTERVAL_S, Vitals
 
