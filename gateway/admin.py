@@ -20,7 +20,7 @@ from aiohttp.typedefs import Middleware
 from gateway.metrics_scrape import exposition, gauge_values
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Admin
+    from gateway.config.settings_connections import Admin
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LetsIn = Callable[[web.Request], bool]

@@ -12,7 +12,7 @@ import structlog
 from gateway.billing import Billing
 from gateway.billing_sync import Report, sync
 from gateway.config import Loaded
-from gateway.config.settings import Redis
+from gateway.config.settings_stores import Redis
 from gateway.database import Database
 from gateway.metrics import Metrics
 from gateway.payments import Payments

@@ -24,7 +24,7 @@ from gateway.breaker import Breaker, announcer
 from gateway.pooler import Connector, say_so
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Database as DatabaseSettings
+    from gateway.config.settings_stores import Database as DatabaseSettings
     from gateway.metrics import Metrics
 
     PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]

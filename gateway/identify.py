@@ -28,7 +28,7 @@ from gateway.accounts import NOT_LOADED, Account, Accounts
 from gateway.database import StoreError
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Identity
+    from gateway.config.settings_accounts import Identity
     from gateway.database import Database
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks

@@ -43,7 +43,7 @@ from gateway.database import QUERIES, Database, StoreError
 from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, terms_of
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Ledger as LedgerSettings
+    from gateway.config.settings_stores import Ledger as LedgerSettings
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 

@@ -34,7 +34,7 @@ from gateway.policy.thresholds import SOFT
 from gateway.webhook_signature import signed_headers
 
 if TYPE_CHECKING:
-    from gateway.config.settings import BudgetWebhook
+    from gateway.config.settings_accounts import BudgetWebhook
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 

@@ -21,7 +21,7 @@ from gateway.policy.stripe_events import ACCOUNT_KEY, PLAN_KEY
 if TYPE_CHECKING:
     import stripe
 
-    from gateway.config.settings import Billing
+    from gateway.config.settings_accounts import Billing
 
 # The version whose shapes this was written for; what the account's own default is does not matter then.
 STRIPE_VERSION = "2026-10-28.endive"

@@ -16,7 +16,7 @@ from gateway.redis_store import ADMIT, RedisLink, RedisLostError, Reply
 from gateway.redis_topology import topology_of
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Redis as RedisSettings
+    from gateway.config.settings_stores import Redis as RedisSettings
 
 # A command waits longer than a cast would.
 CALL_TIMEOUT_S = 5.0

@@ -26,7 +26,7 @@ from gateway.config.redis_address import Node, RedisAddress, read_redis_url
 from gateway.redis_store import RedisLink, RedisLostError, Reply, Server, connect
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Redis as RedisSettings
+    from gateway.config.settings_stores import Redis as RedisSettings
 
 Lost = Callable[[str], None]
 

@@ -33,7 +33,7 @@ from gateway.spool_records import Header
 from gateway.usage_events import UsageEvent
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Spool as SpoolSettings
+    from gateway.config.settings_stores import Spool as SpoolSettings
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gateway import tls
 from gateway.config.addresses import UpstreamAddress
-from gateway.config.settings import Upstream
+from gateway.config.settings_connections import Upstream
 from gateway.relay.balancer import Balancer, Health, LookUp, Name, Target, look_up
 from gateway.relay.pool import Connector, Pool
 from gateway.relay.relay import Relay

@@ -12,7 +12,7 @@ from gateway.redis_store import RedisLostError, read_script
 from gateway.redis_tell import teller_to
 
 if TYPE_CHECKING:
-    from gateway.config.settings import Redis
+    from gateway.config.settings_stores import Redis
 
 HOLDS_MAX = 50  # that are listed, the oldest first
 # Redis serves nobody else while these are looked through: 10 ms.

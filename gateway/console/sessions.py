@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
-from gateway.config.settings import is_loopback
+from gateway.config.settings_connections import is_loopback
 
 COOKIE = "castgate_console"
 LIFETIME_S = 12 * 3600.0  # a working day

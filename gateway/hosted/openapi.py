@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from gateway.build import build_version
-from gateway.config.settings import Identity, Settings
+from gateway.config.settings import Settings
+from gateway.config.settings_accounts import Identity
 from gateway.hosted import usage
 from gateway.hosted.billing_body import KEY_LENGTH_MAX, CheckoutBody, PortalBody
 from gateway.hosted.budget_body import WEEKDAYS, BudgetBody

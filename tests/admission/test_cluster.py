@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from gateway.billing_sync_command import teller
 from gateway.cli import main
-from gateway.config.settings import CLUSTER_PARTITIONS
-from gateway.config.settings import Redis as RedisSettings
+from gateway.config.settings_stores import CLUSTER_PARTITIONS
+from gateway.config.settings_stores import Redis as RedisSettings
 from gateway.policy.verdicts import BudgetExceeded, Hold, Verdict
 from gateway.reconcile import Reconciler
 from gateway.redis_store import RedisLink, RedisLostError

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from gateway.accounts import Account, Accounts
-from gateway.config.settings import Identity
+from gateway.config.settings_accounts import Identity
 from gateway.database import Database
 from gateway.identify import Credentials, Identify
 from gateway.metrics import Metrics

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.accounts import NOT_LOADED, Account
-from gateway.config.settings import Identity
+from gateway.config.settings_accounts import Identity
 from gateway.database import StoreError
 from gateway.identify import UNKNOWN, Credentials
 from tests.identify.conftest import Setting

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from gateway.accounts import Accounts
-from gateway.config.settings import Ledger as LedgerSettings
+from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import Database
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics

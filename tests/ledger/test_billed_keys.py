@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from gateway.admission_repeats import forget_keys
-from gateway.config.settings import Ledger as LedgerSettings
+from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import QUERIES, Database
 from gateway.ledger import UsageEvent
 from gateway.usage_events import Terms, event_id

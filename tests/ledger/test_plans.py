@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from gateway.config.settings import Ledger as LedgerSettings
+from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounts import Accounts
-from gateway.config.settings import Database as DatabaseSettings
+from gateway.config.settings_stores import Database as DatabaseSettings
 from gateway.database import QUERIES, Database, StoreError
 from gateway.metrics import Metrics
 from gateway.policy.rules import Rules

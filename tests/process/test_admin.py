@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin import Status, make_app, readiness, serve_admin
-from gateway.config.settings import Admin
+from gateway.config.settings_connections import Admin
 from gateway.metrics import Metrics
 
 

@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from gateway.config.settings import Redis as RedisSettings
+from gateway.config.settings_stores import Redis as RedisSettings
 from gateway.redis_store import RedisLostError
 from gateway.redis_tell import teller_to
 from tests.admission.conftest import StartWorker, tables

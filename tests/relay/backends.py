@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from gateway.config.settings import Upstream
+from gateway.config.settings_connections import Upstream
 from gateway.embedded import free_port
 from gateway.relay.balancer import Balancer, LookUp, look_up
 from gateway.upstream_addresses import new_upstream

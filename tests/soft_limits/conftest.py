@@ -13,8 +13,8 @@ from aiohttp import web
 
 from gateway.accounts import Accounts
 from gateway.admission_batch import windows_at
-from gateway.config.settings import BudgetWebhook
-from gateway.config.settings import Ledger as LedgerSettings
+from gateway.config.settings_accounts import BudgetWebhook
+from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import Database
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.settings import Spool as SpoolSettings
+from gateway.config.settings_stores import Spool as SpoolSettings
 from gateway.metrics import Metrics
 from gateway.spool import Spool
 from gateway.tasks import Tasks
