@@ -26,10 +26,10 @@ def become(request: "Request", head: bytes, data: bytes, relay: "Relay") -> byte
     Empty where that cannot be done, and ``request`` is as it was.
     """
     end = data.find(b"\r\n\r\n") + 4
-    if end > relay.limits.head_bytes_max or request.doubt is not None:
+    if end > relay.limits.head_bytes_max:
         return b""
     before, after = head.split(b"\r\n"), data[:end].split(b"\r\n")
-    if len(before) != len(after) or before[0] != after[0]:
+    if len(before) != len(after):
         return b""
     changes = []
     for old, new in zip(before, after, strict=True):
@@ -39,7 +39,7 @@ def become(request: "Request", head: bytes, data: bytes, relay: "Relay") -> byte
                 return b""
             field, value = relay.request_fields[name], new[len(name) + 2 :]
             line, instead = b"%b\r\n" % old, b"%b\r\n" % new
-            # A line that is there twice, or comes to be, has no place of its own.
+            # What was not passed on as it came, or is there twice, or comes to be, has no line of its own.
             if request.lines.count(line) != 1 or instead in request.lines:
                 return b""
             if not _may_become(request, field, was, value):
@@ -55,15 +55,11 @@ def become(request: "Request", head: bytes, data: bytes, relay: "Relay") -> byte
 
 def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> bool:
     """Whether the value of a field may be ``value`` where it was ``was``, and the request is otherwise the same."""
-    if _is_plain(was) is None or _is_plain(value) is None:
+    if _is_plain(value) is None:
         return False
-    if field == AUTHORIZATION:
-        return request.authorization == was
-    if field == API_KEY:
-        return request.api_key == was
-    if field == REQUEST_ID:
-        return request.request_id == was and len(value) == len(was)  # a longer one may be too long
-    return field == OTHER
+    if field == REQUEST_ID:  # of several the last one counts, and a longer one may be too long
+        return request.request_id == was and len(value) == len(was)
+    return field in (OTHER, AUTHORIZATION, API_KEY)
 
 
 def _change(request: "Request", field: int, line: bytes, instead: bytes, value: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from gateway.identify import Credentials, key_in_header
 from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import PASS
 from gateway.relay import request_reader as reader_module
-from tests.relay.conftest import Running, answering, until
+from tests.relay.conftest import Running, answering
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 # Fields and their values: what may differ, what may not, and what the parser takes, changes or refuses.
@@ -23,7 +24,7 @@ FIELDS: dict[bytes, tuple[bytes, ...]] = {
     b"X-Trace": (b"1", b"2", b"3", b"with blanks", b" led by one", b"ended by one ", b"\xff", b"tab\there"),
     b"x-trace": (b"1", b"2"),
     b"User-Agent": (b"curl", b"wget"),
-    b"Connection": (b"keep-alive", b"X-Trace", b"x-trace, User-Agent", b"close"),
+    b"Connection": (b"keep-alive", b"X-Trace", b"x-trace, User-Agent", b"Via", b"close"),
     b"Via": (b"1.1 here", b"1.1 there"),
     b"X-Forwarded-For": (b"10.0.0.1", b"10.0.0.2"),
     b"X-Forwarded-Host": (b"a", b"b"),
@@ -57,7 +58,7 @@ def altered(dice: random.Random, lines: list[tuple[bytes, bytes, bytes]]) -> lis
         changed[place] = name, separator, dice.choice(FIELDS[name])
     if dice.random() < 0.1:
         dice.shuffle(changed)
-    return changed
+    return changed + picked(dice) if dice.random() < 0.1 else changed
 
 
 async def test_what_goes_on_is_what_would_have_gone_on_from_a_connection_of_its_own(
@@ -71,6 +72,7 @@ async def test_what_goes_on_is_what_would_have_gone_on_from_a_connection_of_its_
         taken += head != b""
         return head
 
+    running.relay.forwarding = replace(running.relay.forwarding, via=b"here")
     become = reader_module.become
     monkeypatch.setattr(reader_module, "become", counted)
     running.upstream.answer = answering(ANSWER)
@@ -106,12 +108,13 @@ class Services:
 
     def __init__(self) -> None:
         self.asks: list[Ask] = []
+        self.refuses = False  # as the ledger
 
     def doubt_about(self, *_: object) -> None:
         return None
 
-    def credentials_from(self, header: bytes | None, alternative: bytes | None, _: object) -> Credentials:
-        return Credentials(key_in_header(header, b"bearer"), alternative, None)
+    def credentials_from(self, header: bytes | None, alternative: bytes | None, cookie: bytes | None) -> Credentials:
+        return Credentials(key_in_header(header, b"bearer"), alternative, cookie)
 
     def cached(self, credentials: Credentials) -> Account:
         return Account(repr(tuple(credentials)))
@@ -124,24 +127,78 @@ class Services:
         """Whatever is charged."""
 
 
-async def test_a_call_with_another_key_is_another_account_s(running: Running) -> None:
-    services: Any = Services()
-    running.relay.identify = running.relay.admission = running.relay.ledger = services
-    services.refuses = False
-    policy = Policy(name="x", methods=frozenset(), path="/x", cost=Cost())
-    running.relay.use(Rules(version="1", policies=(policy,), plans={"free": Plan(name="free")}, default_plan="free"))
+@pytest.fixture
+def services(running: Running) -> Services:
+    made: Any = Services()
+    running.relay.identify = running.relay.admission = running.relay.ledger = made
     running.upstream.answer = answering(ANSWER)
+    policy = Policy(name="x", methods=frozenset({"POST"}), path="/x", cost=Cost())
+    running.relay.use(Rules(version="1", policies=(policy,), plans={"free": Plan(name="free")}, default_plan="free"))
+    services: Services = made
+    return services
+
+
+async def statuses(running: Running, *fields: bytes, line: bytes = b"POST /x HTTP/1.1\r\n") -> list[bytes]:
+    """Of requests with these field lines, one after the other on one connection until it closes."""
     client = await running.connect()
-    shown = [(b"Bearer a", b"1"), (b"Bearer bcd", b"1"), (b"Basic e", b"2"), (b"Bearer a", b"2"), (b"Bearer a", b"3")]
-    for header, alternative in shown:
-        keys = b"Authorization: %b\r\nX-API-Key: %b\r\n" % (header, alternative)
-        await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\n%bContent-Length: 0\r\n\r\n" % keys)
-        await client.read_head()
+    found = []
+    for one in fields:
+        await client.send(line + one + b"Content-Length: 0\r\n\r\n")
+        found.append((await client.read_head())[9:12])
+        if found[-1] != b"200":
+            break
         await client.read(2)
-        assert keys in running.upstream.heads[-1]
-    await until(lambda: len(services.asks) == len(shown))
-    expected = [repr((key_in_header(header, b"bearer"), alternative, None)) for header, alternative in shown]
-    assert [ask.account.account_id for ask in services.asks] == expected
+    return found
+
+
+async def test_a_call_with_another_key_is_another_account_s(running: Running, services: Services) -> None:
+    shown = [
+        (b"Bearer a", b"1", b"s=1"), (b"Bearer bcd", b"1", b"s=1"), (b"Basic e", b"2", b"s=1"),
+        (b"Bearer a", b"2", b"s=1"), (b"Bearer a", b"3", b"s=1"), (b"Basic e", b"3", b"s=2"),
+    ]  # fmt: skip
+    fields = [b"Host: h\r\nAuthorization: %b\r\nX-API-Key: %b\r\nCookie: %b\r\n" % one for one in shown]
+    assert await statuses(running, *fields) == [b"200"] * len(shown)
+    assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
+    expected = [repr((key_in_header(header, b"bearer"), *others)) for header, *others in shown]
+    assert [ask.account.account_id for ask in services.asks if ask.account is not None] == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"Host: h\r\n", b"Host: h,i\r\n"),
+        (b"Host: h\r\nX-Request-Id: 1\r\n", b"Host: h\r\nX-Request-Id: %b\r\n" % (b"1" * 4096)),
+        (b"Host: h\r\nX-HTTP-Method: GET\r\n", b"Host: h\r\nX-HTTP-Method: POST\r\n"),
+    ],
+)
+@pytest.mark.usefixtures("services")
+async def test_what_is_refused_elsewhere_is_refused_here(running: Running, first: bytes, second: bytes) -> None:
+    line = b"GET /x HTTP/1.1\r\n"
+    assert await statuses(running, first, first, second, line=line) == [b"200", b"200", b"400"]
+
+
+async def test_fields_of_one_name_keep_their_order(running: Running) -> None:
+    running.upstream.answer = answering(ANSWER)
+    traces = [(b"1", b"2"), (b"2", b"1"), (b"3", b"1"), (b"1", b"3"), (b"1", b"1"), (b"2", b"2")]
+    fields = [b"Host: h\r\nX-Trace: %b\r\nX-Trace: %b\r\n" % pair for pair in traces]
+    assert await statuses(running, *fields) == [b"200"] * len(traces)
+    assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
+
+
+async def test_a_call_has_the_id_that_came_with_it_and_of_several_the_last(running: Running) -> None:
+    running.upstream.answer = answering(ANSWER)
+    exchanges = []
+    new_exchange = running.relay.new_exchange
+
+    def kept(*words: Any) -> Any:
+        exchanges.append(new_exchange(*words))
+        return exchanges[-1]
+
+    running.relay.new_exchange = kept  # type: ignore[assignment]
+    ids = [(b"1", b"9"), (b"2", b"9"), (b"2", b"8")]
+    fields = [b"Host: h\r\nX-Request-Id: %b\r\nX-Request-Id: %b\r\n" % pair for pair in ids]
+    assert await statuses(running, *fields) == [b"200"] * len(ids)
+    assert [exchange.request_id for exchange in exchanges] == [last for _, last in ids]
 
 
 async def test_a_head_that_has_grown_too_large_is_refused(running: Running) -> None:
