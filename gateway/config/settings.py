@@ -11,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path, upstream_addresses
+from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path
 from gateway.config.models import Section, contradiction
-from gateway.config.redis_address import read_redis_url, redis_url
+from gateway.config.redis_address import read_redis_url
+from gateway.config.redis_url import redis_url
 from gateway.config.scalars import (
     choice,
     database_url,
@@ -32,6 +33,7 @@ from gateway.config.scalars import (
     url,
     whole,
 )
+from gateway.config.upstream_urls import upstream_addresses
 from gateway.policy.origins import origin_of
 
 # Where Redis is a cluster and nobody says otherwise: some five for each primary of the smallest one, so that each has
