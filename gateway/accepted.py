@@ -4,6 +4,8 @@ Workers do not read the files themselves: one that starts again while a rejected
 one that reads in the middle of an edit would serve other rules than its siblings. The folder is the supervisor's own
 (mode 0700), which is what makes reading a pickle from it safe.
 
+What it holds are values without the models that read them (``Loaded.as_values``).
+
 A reload has two steps: the new configuration is *offered*, which every worker reads and makes ready without using it;
 then it is *accepted*, and all of them take it at once. What one of them cannot read is withdrawn, and nobody has it.
 """
@@ -13,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway import __version__
-from gateway.config import Loaded
+from gateway.config.loaded import Loaded
 
 _NAME = "configuration"
 _OFFERED = "configuration.offered"
@@ -28,7 +30,7 @@ def keep(folder: Path, loaded: Loaded) -> None:
 def offer(folder: Path, loaded: Loaded) -> None:
     """Puts ``loaded`` where ``read_offered`` finds it. Raises OSError."""
     new = folder / f"{_NAME}.new"
-    new.write_bytes(pickle.dumps((__version__, loaded)))
+    new.write_bytes(pickle.dumps((__version__, loaded.as_values())))
     new.rename(folder / _OFFERED)
 
 

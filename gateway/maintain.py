@@ -11,16 +11,19 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
 
 from gateway.breaker import Breaker
-from gateway.config import Settings
 from gateway.database import QUERIES, Database, StoreError
 from gateway.metrics import Metrics
 from gateway.policy.money import cents_text
 from gateway.tables import table
+
+if TYPE_CHECKING:
+    from gateway.config import Settings
 
 # A month of a hundred million events is summed up within this.
 TIMEOUT_S = 3600.0
@@ -81,7 +84,7 @@ class Report:
     asked: Asked
 
 
-async def maintain(settings: Settings, asked: Asked) -> Report:
+async def maintain(settings: "Settings", asked: Asked) -> Report:
     """Make what is lacking, drop what is old. Each month is dropped in a transaction of its own, the oldest first.
 
     Raises StoreError, asyncpg.PostgresError; what was done before stays.
@@ -148,7 +151,7 @@ def _month(row: asyncpg.Record, made: Sequence[str]) -> Month:
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Database]:
+async def _database(settings: "Settings") -> AsyncIterator[Database]:
     metrics = Metrics()
     database = Database(
         settings.database.url,

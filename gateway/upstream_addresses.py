@@ -4,13 +4,16 @@ import asyncio
 import ipaddress
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway import tls
 from gateway.config.addresses import UpstreamAddress
-from gateway.config.settings_connections import Upstream
 from gateway.relay.balancer import Balancer, Health, LookUp, Name, Target, look_up
 from gateway.relay.pool import Connector, Pool
 from gateway.relay.relay import Relay
+
+if TYPE_CHECKING:
+    from gateway.config.settings_connections import Upstream
 
 # Calls that may wait for an upstream connection before the rest is told to come back later.
 WAITING_MAX = 10_000
@@ -18,7 +21,7 @@ WAITING_MAX = 10_000
 _TLS_SHUTDOWN_TIMEOUT_S = 2.0
 
 
-def new_upstream(relay: Relay, settings: Upstream, folder: Path, *, look_up: LookUp = look_up) -> Balancer:
+def new_upstream(relay: Relay, settings: "Upstream", folder: Path, *, look_up: LookUp = look_up) -> Balancer:
     """The upstream of ``settings``; files are seen from ``folder``. ``look_up_forever`` is the caller's to start.
 
     Raises TlsError.

@@ -4,6 +4,8 @@ Start: configuration, stores (which connect when they are first needed: a missin
 listener. Stop: accept no more, let exchanges finish, flush the ledger, settle the holds, close the pools.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc
@@ -27,7 +29,6 @@ from gateway.accounts import Accounts
 from gateway.admission import Admission
 from gateway.billing import Billing
 from gateway.billing_sync import sync_at_start
-from gateway.config import Loaded, Settings, load
 from gateway.database import Database, StoreError
 from gateway.drift import DriftWatch
 from gateway.exemplars import Exemplars
@@ -64,6 +65,7 @@ from gateway.usage_events import UsageEvent, WindowUsage
 from gateway.vitals import Vitals
 
 if TYPE_CHECKING:
+    from gateway.config import Loaded, Settings
     from gateway.outbox import Outbox
 
 # Connections to the hosted application cost two file descriptors each and no network.
@@ -211,7 +213,7 @@ class Worker:
             self._admission.orphans.pending.pop(event.event_id, None)
             self._admission.orphans.pending_rows.discard(event.event_id)
 
-    def _new_outbox(self) -> "Outbox":
+    def _new_outbox(self) -> Outbox:
         from gateway.outbox import Outbox  # noqa: PLC0415  with httpx, which is 3 MiB, for workers that call webhooks
 
         return Outbox(self._database, self._settings.soft_limits.webhook, self._tasks, self._metrics)
@@ -478,7 +480,11 @@ async def _serve(parameters: Parameters, loaded: Loaded) -> None:
 def _configuration(parameters: Parameters) -> Loaded:
     """What the supervisor accepted; the files, where that was another version of this program. Raises ConfigError."""
     kept = accepted.read(Path(parameters.runtime_dir))
-    return kept if kept is not None else load(Path(parameters.config), os.environ)
+    if kept is not None:
+        return kept
+    from gateway.config import load  # noqa: PLC0415  with all that reads a configuration, which is 13 MiB
+
+    return load(Path(parameters.config), os.environ)
 
 
 def _offered(parameters: Parameters) -> tuple[Loaded, RouteTable]:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.config.errors import Position, Problem
+from gateway.config.errors import Position, Problem, found
 from gateway.config.interpolation import Variables
-from gateway.config.scalars import found
 from gateway.config.settings import Settings
 from gateway.policy.money import AmountError, microcents_from_cents
 

@@ -1,6 +1,7 @@
 """What is wrong with a configuration: every mistake at once, each with its place, its key and what was expected."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,11 @@ from dataclasses import dataclass
 PROBLEMS_SHOWN_MAX = 100
 # Enough to recognise a value by.
 FOUND_LENGTH_MAX = 60
+
+# Variables and texts that are likely to be, or to hold, a credential: named in messages, never shown.
+_SECRET_NAME = re.compile(r"SECRET|KEY|TOKEN|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"@|password=|\b(?:sk|rk|whsec)_", re.IGNORECASE)
+_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 KeyPath = tuple[str | int, ...]
 
@@ -64,6 +70,22 @@ def shown(text: str) -> str:
     if clipped.isprintable():
         return clipped
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in clipped)
+
+
+def found(value: object) -> str:
+    """A value as messages show it: clipped, with the variable it came from, and without anything that may be secret."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = str(value)
+    names: tuple[str, ...] = getattr(value, "variables", ())  # yaml_nodes.Scalar's
+    origin = f" (from {', '.join(f'${{{name}}}' for name in names)})" if names else ""
+    if _SECRET_TEXT.search(text) or any(_SECRET_NAME.search(name) for name in names):
+        return f"a value that is not shown{origin}"
+    return f"{text}{origin}" if _NUMBER.fullmatch(text) else f'"{shown(text)}"{origin}'
 
 
 def closest(word: str, known: Sequence[str]) -> list[str]:

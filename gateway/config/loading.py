@@ -2,34 +2,21 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import tls
 from gateway.config.environment import BillingVariables
 from gateway.config.errors import ConfigError, Problem
 from gateway.config.interpolation import Variables
+from gateway.config.loaded import Loaded
 from gateway.config.models import read_section
 from gateway.config.policies import PoliciesFile
 from gateway.config.ruleset import RuleFile, check_together, compiled
 from gateway.config.settings import Settings
 from gateway.config.yaml_nodes import Document, read_document
-from gateway.policy.rules import Rules
 
 # Far more than anybody keeps apart by hand, and a folder that is not ours is soon noticed.
 FILES_MAX = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A configuration that was accepted as a whole."""
-
-    settings: Settings
-    rules: Rules
-    billing_enabled: bool
-    warnings: tuple[str, ...]
-    files: tuple[Path, ...]  # what was read: a change of any of these, or of their folders, is worth a reload
-    other_files: tuple[Path, ...] = ()  # certificates and keys: a change of one is worth a reload, too
 
 
 def load(config_path: Path, environ: Mapping[str, str]) -> Loaded:

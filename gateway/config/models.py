@@ -6,8 +6,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from gateway.config.errors import KeyPath, closest, near_miss, shown
-from gateway.config.scalars import found
+from gateway.config.errors import KeyPath, closest, found, near_miss, shown
 from gateway.config.yaml_nodes import Document, Scalar
 
 _LISTS = ("list_type", "tuple_type")

@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from pydantic import BeforeValidator
-
-from gateway.config.errors import near_miss
-from gateway.config.scalars import expected, found, mistake
+from gateway.config.errors import found, near_miss
 
 Node = tuple[str, int]  # host, port
 Form = Literal["single", "cluster", "sentinel"]
@@ -33,7 +30,7 @@ _FORMS: dict[str, Form] = {
     "redis+sentinel": "sentinel",
     "rediss+sentinel": "sentinel",
 }
-_EXAMPLES = {
+EXAMPLES = {
     "single": "a URL such as redis://host:6379/0",
     "unix": "a URL such as unix:///run/redis.sock?db=0",
     "cluster": "a URL such as redis+cluster://host:6379,host:6379",
@@ -71,28 +68,12 @@ class RedisAddress:
     tls: Mapping[str, str] | None = field(default=None, repr=False)
 
 
-def redis_url() -> BeforeValidator:
-    """A URL of one of the forms above. What is refused is never shown where it may hold a password."""
-
-    def read(value: object) -> str:
-        text = value.strip() if isinstance(value, str) else ""
-        try:
-            read_redis_url(text)
-        except ValueError as error:
-            if str(error) in _EXAMPLES.values():
-                raise expected(str(error), value) from None
-            raise mistake(str(error)) from None
-        return text
-
-    return BeforeValidator(read)
-
-
 def read_redis_url(text: str) -> RedisAddress:
     """Raises ValueError: an example of what was expected, or a sentence, neither with anything of a login in it."""
     scheme, there, rest = text.partition("://")
     form = _FORMS.get(scheme)
     if not there or "#" in rest:
-        raise ValueError(_EXAMPLES[form or "single"])
+        raise ValueError(EXAMPLES[form or "single"])
     if form is None:
         raise ValueError(f"expected a URL that begins with {_listed(_FORMS)}, found {found(scheme)}")
     place, _, query = rest.partition("?")
@@ -102,7 +83,7 @@ def read_redis_url(text: str) -> RedisAddress:
     login_text, at, hosts = authority.rpartition("@")
     if scheme == "unix":
         if hosts or not path:
-            raise ValueError(_EXAMPLES["unix"])
+            raise ValueError(EXAMPLES["unix"])
         login = _login_of(_split(f"//{authority}", form), options)
         return RedisAddress(form=form, path=f"/{unquote(path)}", login=login, db=_database(options.get("db", "0")))
     names = hosts.split(",")
@@ -114,7 +95,7 @@ def read_redis_url(text: str) -> RedisAddress:
     for name in names:
         parts = _split(f"//{login_text}{at}{name}", form)
         if not parts.hostname or parts.port == 0:
-            raise ValueError(_EXAMPLES[form])
+            raise ValueError(EXAMPLES[form])
         node = unquote(parts.hostname), parts.port or _PORTS[form]
         if node in nodes:
             raise ValueError(f"expected each host once in a Redis URL, found {found(name)} twice")
@@ -162,7 +143,7 @@ def _split(authority: str, form: Form) -> SplitResult:
         parts = urlsplit(authority)
         _ = parts.port  # read when asked for
     except ValueError:
-        raise ValueError(_EXAMPLES[form]) from None
+        raise ValueError(EXAMPLES[form]) from None
     return parts
 
 

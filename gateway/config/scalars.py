@@ -14,8 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from gateway.config.errors import near_miss, shown
-from gateway.config.yaml_nodes import Scalar
+from gateway.config.errors import found, near_miss
 from gateway.policy.money import AmountError, microcents_from_cents, price_from_cents
 from gateway.policy.periods import time_zone_names
 
@@ -27,9 +26,6 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _QUANTITY = re.compile(r"([0-9]{1,15})([A-Za-z]+)")
 _DURATION_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZE_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-# Variables and texts that are likely to be, or to hold, a credential: named in messages, never shown.
-_SECRET_NAME = re.compile(r"SECRET|KEY|TOKEN|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"@|password=|\b(?:sk|rk|whsec)_", re.IGNORECASE)
 
 # Standard Webhooks 1.0, "Signature scheme".
 _SIGNING_PREFIX = "whsec_"
@@ -62,22 +58,6 @@ def expected(what: str, value: object, hint: str = "") -> PydanticCustomError:
 def mistake(message: str) -> PydanticCustomError:
     """An error that says ``message`` and nothing else."""
     return PydanticCustomError("value", "{message}", {"message": message})
-
-
-def found(value: object) -> str:
-    """A value as messages show it: clipped, with the variable it came from, and without anything that may be secret."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    text = str(value)
-    names = value.variables if isinstance(value, Scalar) else ()
-    origin = f" (from {', '.join(f'${{{name}}}' for name in names)})" if names else ""
-    if _SECRET_TEXT.search(text) or any(_SECRET_NAME.search(name) for name in names):
-        return f"a value that is not shown{origin}"
-    return f"{text}{origin}" if _NUMBER.fullmatch(text) else f'"{shown(text)}"{origin}'
 
 
 def _text_of(value: object) -> str | None:

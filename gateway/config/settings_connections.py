@@ -5,9 +5,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path, upstream_addresses
+from gateway.config.addresses import UNIX, UpstreamAddress, is_socket_path
 from gateway.config.models import Section, contradiction
 from gateway.config.scalars import duration_s, expected, flag, optional, reader_of, secret, size_bytes, text, whole
+from gateway.config.upstream_urls import upstream_addresses
 
 Host = Annotated[str, text("a host name or an IP address", r"[A-Za-z0-9._:-]+")]
 Port = Annotated[int, whole(0, 65535)]

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from gateway.config.models import Section
-from gateway.config.redis_address import read_redis_url, redis_url
+from gateway.config.redis_address import read_redis_url
+from gateway.config.redis_url import redis_url
 from gateway.config.scalars import (
     choice,
     database_url,

@@ -5,6 +5,7 @@ a key given twice, floats (a number with a point becomes a Decimal).
 """
 
 import json
+from collections.abc import Collection, Mapping
 from decimal import Decimal, InvalidOperation
 
 from aiohttp import web
@@ -62,6 +63,25 @@ def parse_json_object(raw: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise invalid(Problem(field="body", found=found_text(value), expected="a JSON object"))
     return value
+
+
+def unknown_keys(value: Mapping[str, object], known: Collection[str]) -> list[Problem]:
+    """One problem for each key of an object that has no business there."""
+    # Half a surrogate pair: JSON can write it, and no text can hold it.
+    broken = [key for key in value if not is_text(key)]
+    if broken:
+        return [Problem(field="body", found=found_text(broken[0]), expected="keys that are Unicode text")]
+    expected = f"no key but {', '.join(known)}"
+    return [
+        Problem(field=found_text(key).strip('"'), found=found_text(item), expected=expected)
+        for key, item in value.items()
+        if key not in known
+    ]
+
+
+def is_text(value: str) -> bool:
+    """Whether it has no half of a surrogate pair in it."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _integer(digits: str) -> int | Decimal:

@@ -1,23 +1,25 @@
 """``GET /v1/openapi.json``: the gateway's own endpoints, described exactly enough to test them by (OpenAPI 3.1).
 
-What a request's body looks like comes from the model that reads it; bounds of parameters are the handlers' constants.
+What a request's body looks like comes from the module that reads it; bounds of parameters are the handlers' constants.
 Endpoints that are switched off (billing) are left out: a document is for what can be done here.
 """
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from gateway.build import build_version
-from gateway.config.settings import Settings
-from gateway.config.settings_accounts import Identity
 from gateway.hosted import usage
 from gateway.hosted.billing_body import KEY_LENGTH_MAX, CheckoutBody, PortalBody
-from gateway.hosted.budget_body import WEEKDAYS, BudgetBody
+from gateway.hosted.budget_body import BUDGET_SCHEMA, WEEKDAYS
 from gateway.hosted.services import SERVICES
 from gateway.policy.periods import PERIODS, time_zone_names
+
+if TYPE_CHECKING:
+    from gateway.config.settings import Settings
+    from gateway.config.settings_accounts import Identity
 
 Json = dict[str, Any]
 
@@ -35,12 +37,12 @@ async def get_document(request: web.Request) -> web.Response:
 
 
 @lru_cache(maxsize=2)
-def _document_bytes(settings: Settings, *, with_billing: bool) -> bytes:
+def _document_bytes(settings: "Settings", *, with_billing: bool) -> bytes:
     public = settings.metrics.public
     return json.dumps(document(settings.identity, metrics_public=public, with_billing=with_billing)).encode()
 
 
-def document(identity: Identity, *, metrics_public: bool, with_billing: bool = False) -> Json:
+def document(identity: "Identity", *, metrics_public: bool, with_billing: bool = False) -> Json:
     """The OpenAPI document of a gateway that identifies its callers by ``identity``."""
     paths = {
         "/v1/budgets": _budget_paths(),
@@ -181,8 +183,8 @@ def _webhook_operation() -> Json:
 def _billing_schemas() -> Json:
     address: Json = {"type": "string", "format": "uri"}
     return {
-        "CheckoutBody": CheckoutBody.model_json_schema(),
-        "PortalBody": PortalBody.model_json_schema(),
+        "CheckoutBody": CheckoutBody.schema(),
+        "PortalBody": PortalBody.schema(),
         "Checkout": _object(url=address, session_id={"type": "string"}),
         "Portal": _object(url=address),
         "Received": _object(received={"const": True}, result={"type": "string"}),
@@ -246,9 +248,11 @@ def _time_zone_schema() -> Json:
 
 
 def _budget_body_schema() -> Json:
-    schema = BudgetBody.model_json_schema()
-    schema["properties"]["timezone"] |= _time_zone_schema()
-    return schema
+    properties = BUDGET_SCHEMA["properties"]
+    return {
+        **BUDGET_SCHEMA,
+        "properties": {**properties, "timezone": {**properties["timezone"], **_time_zone_schema()}},
+    }
 
 
 def _budget_schema() -> Json:
@@ -314,7 +318,7 @@ def _error_schema() -> Json:
     }
 
 
-def _security_schemes(identity: Identity) -> Json:
+def _security_schemes(identity: "Identity") -> Json:
     key = identity.api_key
     bearer: Json = {"type": "apiKey", "in": "header", "name": key.header}
     if key.header.lower() == "authorization" and key.scheme is not None:
