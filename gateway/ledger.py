@@ -1,7 +1,7 @@
 """Charged calls on their way to Postgres: queued without waiting, written in batches, kept until Postgres has them.
 
-One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_record_usage
-(migrations/0006_usage_functions.sql): one round trip, one transaction, several statements on the server. It cannot be
+One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_write_usage
+(migrations/0014_write_usage.sql): one round trip, one transaction, several statements on the server. It cannot be
 one SQL statement: the counters must be read in a snapshot from after the account's lock, and a statement has one
 snapshot, from before (accounts.py has the whole argument). And with BEGIN … COMMIT sent by us, busy accounts would be
 locked while this process is busy or stopped.
@@ -40,7 +40,7 @@ import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
-from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, terms_of
+from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, full_columns_of, terms_of
 
 if TYPE_CHECKING:
     from gateway.config.settings_stores import Ledger as LedgerSettings
@@ -309,7 +309,7 @@ class Ledger:
         row = await self._call_record(events, late)
         if row["recorded"] < len(events):
             known = [event for event in events if event.outcome == "posted"]
-            ids, _, _, _, _, statuses, _, cast_ids, request_ids = columns_of(known)
+            ids, _, _, _, _, statuses, _, cast_ids, request_ids = full_columns_of(known)
             told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
             charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
             if charges:
@@ -319,11 +319,13 @@ class Ledger:
     async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         terms = terms_of(events)
-        query = "record_usage_of_holds" if self.has_holds() else "record_usage"
         if terms is not None:
-            query = "record_usage_on_terms"
+            query, columns = "record_usage_on_terms", full_columns_of(events)
+        else:
+            query = "record_usage_of_holds" if self.has_holds() else "record_usage"
+            columns = columns_of(events)
         row = await self._database.fetchrow(
-            QUERIES[query], *columns_of(events), self._cast_cost_sql, late_ids, late_costs, *(terms or ())
+            QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *(terms or ())
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row

@@ -27,9 +27,9 @@ SELECT castgate_seed_usage($1, $2, $3, $4, $5, $6);
 
 -- name: record_usage
 -- A batch of usage events as columns ($1 to $9), the operator's statement for casts ($10) or NULL, and charges of
--- casts left over from earlier batches ($11, $12). One row comes back, its columns are described at the function.
--- The events come as array literals, see ledger.columns_of.
-SELECT * FROM castgate_record_usage(
+-- casts left over from earlier batches ($11, $12). One row comes back, its columns are described at castgate_record_usage.
+-- The events come as array literals, see usage_events.columns_of.
+SELECT * FROM castgate_write_usage(
     $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
     $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
@@ -46,13 +46,14 @@ SELECT cast_id, cost_microcents FROM castgate_complete_events(
 WITH gone AS (
     DELETE FROM usage_holds WHERE id = ANY($1::text::uuid[])
 )
-SELECT * FROM castgate_record_usage(
+SELECT * FROM castgate_write_usage(
     $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
     $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
 );
 
 -- name: record_usage_on_terms
 -- The same for batches in which an event has terms ($13 to $19, see castgate_settle_terms); their holds go in any case.
+-- Each column says what it says of each event, see usage_events.full_columns_of.
 WITH gone AS (
     DELETE FROM usage_holds WHERE id = ANY($1::text::uuid[])
 )

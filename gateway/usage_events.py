@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple, cast
 
 from gateway.policy.rules import Policy
@@ -71,8 +72,8 @@ class WindowUsage(NamedTuple):
     used_microcents: int  # of a free tier: units
 
 
-def columns_of(events: Sequence[UsageEvent]) -> list[str]:
-    """``events`` as the first parameters of record_usage: each field's values as an array literal.
+def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:
+    """``events`` as the first parameters of record_usage_on_terms: each field's values as an array literal.
 
     As sequences the driver would look at every element several times, which costs more than writing the literal.
     """
@@ -85,6 +86,23 @@ def columns_of(events: Sequence[UsageEvent]) -> list[str]:
     ]
 
 
+def columns_of(events: Sequence[UsageEvent]) -> list[str]:
+    """The same for record_usage: in order of id, and what all of them have in common only once."""
+    if not events:
+        return ["{}"] * len(_COLUMNS)
+    columns: Iterable[tuple[object, ...]] = zip(*sorted(events, key=_id_of), strict=True)
+    literals = []
+    for name, column in zip(_COLUMNS, columns, strict=False):
+        first = column[0]
+        if column[-1] == first and column.count(first) == len(column) and (first is None or name not in _OWN_FIELDS):
+            literals.append("{}" if first is None else f"{{{_element(first)}}}")
+        elif name in _TEXT_FIELDS:
+            literals.append(_text_array(column))
+        else:
+            literals.append(f"{{{','.join(map(str, column))}}}")
+    return literals
+
+
 def terms_of(events: Sequence[UsageEvent]) -> list[str] | None:
     """The terms of ``events`` in the same way; None where no event has any."""
     if not any(event.terms for event in events):
@@ -95,6 +113,8 @@ def terms_of(events: Sequence[UsageEvent]) -> list[str] | None:
 
 _COLUMNS = UsageEvent._fields[:-1]
 _TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request_id"))
+_OWN_FIELDS = frozenset(("event_id", "cast_id", "request_id"))  # of each event; the last two may be of none
+_id_of = itemgetter(0)
 _NO_TERMS = Terms()
 
 

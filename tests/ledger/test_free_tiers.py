@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from gateway.database import QUERIES
-from gateway.ledger import UsageEvent, columns_of
+from gateway.ledger import UsageEvent
 from gateway.policy.periods import window_at
-from gateway.usage_events import Terms, terms_of
+from gateway.usage_events import Terms, full_columns_of, terms_of
 from tests.ledger.making import NOON_MS, event
 
 Connection = asyncpg.Connection
@@ -33,7 +33,7 @@ def tier_event(
 async def write(sql: Connection, events: Sequence[UsageEvent], cast_sql: str | None = None) -> asyncpg.Record:
     row = await sql.fetchrow(
         QUERIES["record_usage_on_terms"],
-        *columns_of(events),
+        *full_columns_of(events),
         cast_sql,
         [],
         [],

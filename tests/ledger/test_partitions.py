@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from gateway.usage_events import UsageEvent, full_columns_of
 from tests.ledger.making import MIGRATIONS, event
-from tests.ledger.months import at_ms, by_partition, id_at, month_start, partition_of, record
+from tests.ledger.months import at_ms, by_partition, id_at, month_start, partition_of
 from tests.ledger.test_schema import catalog
 
 Connection = asyncpg.Connection
@@ -27,9 +28,9 @@ async def before(database_url: str) -> AsyncIterator[Connection]:
     await apply(connection, below=10)
     for number in range(24):
         at = month_start(-number)
-        await record(connection, [event(f"account-{number % 3}", 7, at_ms(at), event_id=id_at(at))])
+        await record_as_before(connection, [event(f"account-{number % 3}", 7, at_ms(at), event_id=id_at(at))])
     ahead = [event("account-1", 5, event_id=id_at(month_start(count))) for count in (1, 2, 30)]
-    await record(connection, [*ahead, event("account-2", 3, event_id="f" * 12 + "4" + "f" * 19)])
+    await record_as_before(connection, [*ahead, event("account-2", 3, event_id="f" * 12 + "4" + "f" * 19)])
     yield connection
     await connection.close()
 
@@ -73,6 +74,16 @@ async def test_who_was_allowed_to_read_the_ledger_still_is(before: Connection) -
         assert await before.fetch(grants) == allowed
     finally:
         await before.execute(f'RESET ROLE; DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+
+
+async def record_as_before(connection: Connection, events: list[UsageEvent]) -> None:
+    """As workers of earlier versions do."""
+    await connection.execute(
+        "SELECT recorded FROM castgate_record_usage("
+        "$1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[], "
+        "$6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], NULL, '{}', '{}')",
+        *full_columns_of(events),
+    )
 
 
 async def record_plainly(connection: Connection, event_id: str) -> None:

@@ -16,7 +16,7 @@ from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
-from gateway.usage_events import Terms, terms_of
+from gateway.usage_events import Terms, full_columns_of, terms_of
 from tests.ledger.making import CASTS, NOON_MS, event, migrate
 from tests.ledger.months import id_at, month_start, partition_of
 
@@ -145,7 +145,7 @@ async def test_writing_usage_of_holds_scans_no_table(large: Connection) -> None:
 async def test_writing_usage_on_terms_scans_no_table(large: Connection) -> None:
     def values(number: int) -> tuple[object, ...]:
         events = [event(f"account-{number * BATCH + one}", terms=TERMS) for one in range(BATCH)]
-        return (*columns_of(events), None, [], [], *(terms_of(events) or ()))
+        return (*full_columns_of(events), None, [], [], *(terms_of(events) or ()))
 
     assert await scans_of(large, QUERIES["record_usage_on_terms"], values) == {}
 
@@ -227,7 +227,7 @@ def spans(count: int) -> tuple[object, ...]:
 
 def told(number: int) -> tuple[object, ...]:
     """Of events: ids, statuses, cast ids and request ids."""
-    columns = columns_of([event(name, cast_id="c") for name in names(number)])
+    columns = full_columns_of([event(name, cast_id="c") for name in names(number)])
     return columns[0], columns[5], columns[7], columns[8]
 
 
