@@ -230,7 +230,9 @@ class Admission:
             if shape.tier is not None:
                 known = known.of_tier(account, shape, shape.tier, lane.now_ms)
             ask.known = known
-            is_doubtful = known.generation != lane.generation or 0 < known.rolling_until_s < self._loop.time()
+            is_doubtful = known.generation != lane.generation
+            if known.rolling_until_s and not is_doubtful:
+                is_doubtful = known.rolling_until_s < self._loop.time()
             if is_doubtful and lane.state >= HANDOVER:
                 self._refresh.seed(ask, account)
                 return
@@ -291,13 +293,7 @@ class Admission:
             account_id = ask.account.account_id
             if ask.known is not None:
                 ask.known.exhausted = None
-        return Hold(
-            hold_id=hold_id,
-            account_id=account_id,
-            amount_microcents=ask.hold_microcents,
-            admitted_ms=now_ms,
-            limits_left=left,
-        )
+        return Hold(hold_id, account_id, ask.hold_microcents, now_ms, left)
 
     def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:
         code = outcome[0]
@@ -451,28 +447,30 @@ class Admission:
             lane.settle_soon()
 
     def _remove(self, events: Sequence[UsageEvent], *, posted: bool) -> set[Lane]:
-        by_lane: dict[Lane, list[str]] = {}
-        expired = 0
+        by_lane: dict[Lane, list[str]] = {lane: [] for lane in self._lanes}
+        touched: set[Lane] = set()
+        open_, expired = self._open, 0
         for event in events:
             hold_id = event.event_id
-            ask = self._open.pop(hold_id, None)
+            ask = open_.pop(hold_id, None)
             if ask is not None:
-                by_lane.setdefault(ask.lane, []).append(hold_id)
+                by_lane[ask.lane].append(hold_id)
             elif hold_id in self.orphans.pending_rows:
                 self.orphans.pending_rows.discard(hold_id)
                 expired += 1
             elif (worker_id := self.orphans.pending.pop(hold_id, None)) is not None:
                 expired += 1
                 lane = self._lane_of(event.account_id)
-                by_lane.setdefault(lane, [])
+                touched.add(lane)
                 lane.settled.remove(worker_id, (hold_id,), posted=posted)
         for lane, hold_ids in by_lane.items():
             if hold_ids:
+                touched.add(lane)
                 lane.settled.remove(self._worker_id, hold_ids, posted=posted)
                 self._settled["posted" if posted else "voided"].add(len(hold_ids))
         self._settled["expired"].add(expired)
         self._holds_open.set(len(self._open))
-        return set(by_lane)
+        return touched
 
     # --- facts and budgets
 

@@ -155,9 +155,8 @@ class Lane:
         keys = self.workers_key, f"{self._prefix}h:{worker_id}", *guards
         head = encoded("EVALSHA", ADMIT.sha, len(keys), *keys)
         self._head = b"*%d\r\n%b$" % (len(keys) + (5 if test_clock_ms else 4), head.partition(b"\r\n")[2])
-        self._calls = {
-            outcome: metrics.counter("castgate_admission_calls_total", outcome=outcome) for outcome in ("ok", "error")
-        }
+        self._ok = metrics.counter("castgate_admission_calls_total", outcome="ok")
+        self._failed = metrics.counter("castgate_admission_calls_total", outcome="error")
         self._errors = metrics.counter("redis_errors_total")
         self._store_errors = {
             reason: metrics.counter("castgate_store_errors_total", store="redis", reason=reason)
@@ -238,11 +237,9 @@ class Lane:
         self._flight = _NOT_ASKED
         self._flying = False
         now_s = self._loop.time()
+        took_s = now_s - self._sent_s
         self._ahead_ms = reply[0] - now_s * 1000
-        self._calls["ok"].add()
         self.served += 1
-        self._duration.observe(now_s - self._sent_s)
-        self._queue_length.set(len(self._asks))
         self._number_answered = self._number
         if self.state == DRAINING and not self.settled.count:
             self._serve()
@@ -250,8 +247,12 @@ class Lane:
         if ((self._asks and self.state == UP) or self.settled.count or self._beat_due) and self.state >= RESTORING:
             self._send()
         if asks:
-            self._batch_size.observe(len(asks))
             self._answered(self, asks, reply)
+            self._batch_size.observe(len(asks))
+        # Counting comes last: by then what was admitted is on its way.
+        self._ok.add()
+        self._duration.observe(took_s)
+        self._queue_length.set(len(self._asks))
 
     def _refused(self, error: str) -> None:
         link = self._link
@@ -357,7 +358,7 @@ class Lane:
         self.state = DOWN
         self._errors.add()
         self._store_errors[kind].add()
-        self._calls["error"].add()
+        self._failed.add()
         self.breaker.failed(reason)
         if self.up_since_s and self._loop.time() - self.up_since_s > HURRY_S:
             self.breaker.hurry()

@@ -79,11 +79,13 @@ class Settled:
     def remove(self, worker_id: str, hold_ids: Iterable[str], *, posted: bool) -> None:
         """Holds of a worker that are over: posted to the ledger, or voided."""
         ids = (self.posted if posted else self.voided).setdefault(worker_id, [])
-        for hold_id in hold_ids:
-            if self._is_full():
-                return
-            ids.append(hold_id)
-            self.count += 1
+        before = len(ids)
+        ids.extend(hold_ids)
+        excess = self.count + len(ids) - before - ITEMS_MAX
+        if excess > 0:
+            del ids[max(before, len(ids) - excess) :]
+            self.dropped += excess
+        self.count += len(ids) - before
 
     def forget_holds(self, worker_id: str) -> None:
         """Nothing need be told of this worker's holds: all that are open are about to be put in place, no others."""
