@@ -144,9 +144,10 @@ class Ledger:
             self._overflow(event)
             return
         queue.append(event)
+        length = len(queue)
         if self._task is None:
             self._task = self._tasks.start("ledger.write", self._write())
-        elif len(queue) in (1, self._batch_max):
+        elif length == 1 or length == self._batch_max:  # noqa: PLR1714  a tuple would be made for every call
             self._wake.set()
 
     @property

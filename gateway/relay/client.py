@@ -91,9 +91,16 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             self._hold_back(data)
             return
         if self.phase == IDLE:
+            known = self.known(data)
+            if known is not None and self.writable:
+                self._begin(known)  # as _advance would
+                if len(data) > self.relay.limits.buffered_bytes_max:
+                    self.update_reading()
+                return
             self.phase = HEAD
             self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
-            if self.is_known(data):
+            if known is not None:
+                self.requests.append(known)
                 self._advance()
                 return
             self.feed(data)
@@ -161,15 +168,18 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             self._advancing = True
             # A client that does not read its answers gets no more of them.
             while self.exchange is None and self.requests and self.phase < LINGERING and self.writable:
-                if self.phase != BUSY:
-                    self.phase = BUSY
-                    self.relay.in_flight += 1
-                self.exchange = exchange = self.relay.new_exchange(self.relay, self, self.requests.popleft())
-                exchange.start()
+                self._begin(self.requests.popleft())
             self._advancing = False
             if self.exchange is None and not self.requests and self.phase < LINGERING:
                 self._await_request()
         self.update_reading()
+
+    def _begin(self, request: "Request") -> None:
+        if self.phase != BUSY:
+            self.phase = BUSY
+            self.relay.in_flight += 1
+        self.exchange = exchange = self.relay.new_exchange(self.relay, self, request)
+        exchange.start()
 
     def _await_request(self) -> None:
         if self.phase == BUSY:

@@ -240,8 +240,9 @@ class Exchange(Call):
     def forward(self, pool: "Pool | Balancer") -> None:
         self.state = CONNECTING
         self.pool = pool
-        self.connecting_again()
         pool.acquire(self)
+        if self.state == CONNECTING:  # no connection was idle
+            self.connecting_again()
 
     def connecting_again(self) -> None:
         """Nothing was sent yet, and an upstream connection is waited for from now on."""
@@ -332,12 +333,13 @@ class Exchange(Call):
 
     def answer_framing(self, *, bodiless: bool, has_length: bool) -> bytes:
         """The hop-by-hop lines of the answer to the client."""
-        request = self.request
-        self.ends_with_connection = request.http_1_0 and not has_length and not bodiless
-        if self.ends_with_connection or self.relay.draining or not request.complete:
-            self.keep_alive = False
+        request, relay = self.request, self.relay
         framing = b"" if bodiless or has_length or request.http_1_0 else b"Transfer-Encoding: chunked\r\n"
-        via = self.relay.forwarding.via
+        if request.http_1_0:
+            self.ends_with_connection = not has_length and not bodiless
+        if self.ends_with_connection or relay.draining or not request.complete:
+            self.keep_alive = False
+        via = relay.forwarding.via
         if via:
             framing = b"Via: 1.1 %b\r\n%b" % (via, framing)
         if not self.keep_alive:

@@ -95,7 +95,7 @@ class Pool:
         self._connecting -= 1
         if error is None:
             self._all.add(connection)
-            self._offer(connection)
+            self.release(connection)
             return
         if self._waiting:
             exchange = self._waiting.popleft()
@@ -105,7 +105,8 @@ class Pool:
                 self._owner.connect_failed(self, exchange, error)
         self._connect_more()
 
-    def _offer(self, connection: UpstreamConnection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
+        """A connection that is free: the next exchange waiting gets it, else it idles."""
         while self._waiting:
             exchange = self._waiting.popleft()
             if not exchange.finished:
@@ -116,10 +117,6 @@ class Pool:
             return
         connection.idle_since = self._relay.clock_s
         self._idle.append(connection)
-
-    def release(self, connection: UpstreamConnection) -> None:
-        """A connection whose exchange is over: the next one waiting gets it, else it idles."""
-        self._offer(connection)
 
     def give_up(self, exchange: "Exchange") -> None:
         """The exchange no longer waits."""

@@ -64,26 +64,26 @@ class RequestReader:
 
     # --- heads that were met before
 
-    def is_known(self, data: bytes) -> bool:
-        """Whether ``data`` is a whole request whose head is that of the last one, which then is this one as well."""
+    def known(self, data: bytes) -> Request | None:
+        """The request in ``data``, where that is whole and its head is the last one's: then it is that one again."""
         head, request = self._last_head, self._last
         if not head:
-            return False
+            return None
         assert request is not None
-        if len(data) != self._last_bytes or not data.startswith(head):
+        size = len(data)
+        if size != self._last_bytes or not data.startswith(head):
             body_bytes = self._last_bytes - len(head)
-            if data.find(b"\r\n\r\n") + 4 + body_bytes != len(data):
-                return False
+            if data.find(b"\r\n\r\n") + 4 + body_bytes != size:
+                return None
             head = become(request, head, data, self.relay)
             if not head:
-                return False
-            self._last_head, self._last_bytes = head, len(data)
-        request.body.clear()  # that of a call which was refused was sent to nobody
-        if len(data) > len(head):
-            request.body.append(data[len(head) :])
-        request.body_bytes = len(data) - len(head)
-        self.requests.append(request)
-        return True
+                return None
+            self._last_head, self._last_bytes = head, size
+        head_bytes = len(head)
+        # What is there yet is the body of a call that was refused, and sent to nobody.
+        request.body = [data[head_bytes:]] if size > head_bytes else []
+        request.body_bytes = size - head_bytes
+        return request
 
     def remember(self, data: bytes) -> None:
         """Keeps the only request in ``data``, where a request with the same head can mean nothing else."""

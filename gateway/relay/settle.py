@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 def settle(exchange: "Exchange", status: int) -> None:
     """Posts or voids the call's hold, once. ``status`` is the upstream's, or one of rules.NEVER_…"""
-    leave_abandoned(exchange)
+    if exchange.abandoned:
+        leave_abandoned(exchange)
     policy = exchange.policy
     if policy is None:
         return
+    relay = exchange.relay
     if status > 0:
-        duration_s = exchange.relay.now() - exchange.started_s
-        exchange.relay.counters.cast(policy.name, status, duration_s)
+        duration_s = relay.now() - exchange.started_s
+        relay.counters.cast(policy.name, status, duration_s)
         if status >= policy.log.status_min or duration_s >= policy.log.slow_s:
             exchange.noteworthy(status, "client_gone" if exchange.abandoned or exchange.state == DONE else "answered")
         if exchange.account is None:
@@ -48,11 +50,11 @@ def settle(exchange: "Exchange", status: int) -> None:
     assert account is not None
     if hold is None:
         # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
-        event_id = exchange.relay.new_event_id()
-        occurred_ms = wall_clock_ms() - round((exchange.relay.now() - exchange.started_s) * 1000)
+        event_id = relay.new_event_id()
+        occurred_ms = wall_clock_ms() - round((relay.now() - exchange.started_s) * 1000)
     else:
         event_id, occurred_ms = hold.hold_id, hold.admitted_ms
-        exchange.relay.admission.finished(hold, charge, free_units)
+        relay.admission.finished(hold, charge, free_units)
     cast_id = None
     if exchange.captured and policy.cast_id_pointer is not None:
         cast_id = identifier_in(exchange.captured, policy.cast_id_pointer)
@@ -63,7 +65,7 @@ def settle(exchange: "Exchange", status: int) -> None:
             policy.name,
             occurred_ms,
             charge,
-            max(status, rules.NEVER_ANSWERED),
+            status if status > 0 else rules.NEVER_ANSWERED,
             "posted",
             cast_id,
             exchange.request_id.decode("latin-1"),

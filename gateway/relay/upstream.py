@@ -383,7 +383,8 @@ class UpstreamConnection(asyncio.Protocol):
         """The exchange is over. Back to the pool, where both sides of the connection are at a message's end."""
         self.exchange = None
         self.used = True
-        self.resume_reading()
+        if self._reading_paused:
+            self.resume_reading()
         if self.pool.is_doubtful and self.complete:
             self.pool.succeeded()
         if reusable and self.open and self.complete and not self._unusable and not self.transport.is_closing():
