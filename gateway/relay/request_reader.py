@@ -71,10 +71,7 @@ class RequestReader:
             return False
         assert request is not None
         if len(data) != self._last_bytes or not data.startswith(head):
-            body_bytes = self._last_bytes - len(head)
-            if data.find(b"\r\n\r\n") + 4 + body_bytes != len(data):
-                return False
-            head = become(request, head, data, self.relay)
+            head = become(request, head, self._last_bytes - len(head), data, self.relay)
             if not head:
                 return False
             self._last_head, self._last_bytes = head, len(data)
