@@ -30,6 +30,7 @@ from typing import Any
 import click
 import uvloop
 
+from bench.many_accounts import add_accounts, key_of
 from bench.plain_gateway import fast_upstream
 from bench.processes import BenchError
 from bench.targets import CAST_BODY, CAST_PATH, PLAIN_PATH, REPOSITORY, Place, castgate_environment
@@ -48,9 +49,11 @@ WAVE = 64  # calls at once, and rows of one ledger write
 WARM_UP_WAVES = 3
 WAVES = 5
 WAVE_TIMEOUT_S = 30.0
-FUNCTIONS_SHOWN = 40
-NO_POLICY, EVERYTHING, NEW_HEADS = "no policy", "everything on", "everything on, a new head each time"
-KINDS = (NO_POLICY, EVERYTHING, NEW_HEADS)
+FUNCTIONS_SHOWN = 70
+NO_POLICY, EVERYTHING = "no policy", "everything on"
+MANY_ACCOUNTS, NEW_HEADS = "everything on, another account each time", "everything on, a new head each time"
+KINDS = (NO_POLICY, EVERYTHING, MANY_ACCOUNTS, NEW_HEADS)
+ACCOUNTS = 2 * WAVE  # all of them have called when the warm-up is over, and no wave has one of them twice
 # What config.yaml says, and what it says here: a ledger write is due when a wave is complete, and never before; and
 # nothing that is remembered is read again, however slow the machine.
 _CHANGES = {
@@ -275,11 +278,15 @@ class _Bench:
 
     def _request(self, kind: str) -> bytes:
         path = PLAIN_PATH if kind == NO_POLICY else CAST_PATH
-        self._sequence += 1
-        extra = f"X-Trace: {self._sequence:08d}\r\n" if kind == NEW_HEADS else ""
+        number = self._sequence = self._sequence + 1
+        key = key_of(number % ACCOUNTS + 1) if kind == MANY_ACCOUNTS else self._api_key
+        more = ["User-Agent: bench\r\n"]
+        if kind == NEW_HEADS:
+            # Lines that stand in another order than in the last head of the same connection.
+            more.insert(number // WAVE % 2, f"X-Trace: {number:08d}\r\n")
         return (
-            f"POST {path} HTTP/1.1\r\nHost: castgate.test\r\nAuthorization: Bearer {self._api_key}\r\n"
-            f"Content-Type: application/json\r\nUser-Agent: bench\r\n{extra}"
+            f"POST {path} HTTP/1.1\r\nHost: castgate.test\r\nAuthorization: Bearer {key}\r\n"
+            f"Content-Type: application/json\r\n{''.join(more)}"
             f"Content-Length: {len(CAST_BODY)}\r\n\r\n{CAST_BODY}"
         ).encode()
 
@@ -359,6 +366,7 @@ def measured(database_url: str, redis_url: str) -> dict[str, Cost]:
         upstream_url = stack.enter_context(fast_upstream())
         account = asyncio.run(seed(database_url))
         asyncio.run(migrate(database_url, read_migrations(default_folder()), report=lambda _: None))
+        add_accounts(database_url, 1, ACCOUNTS)
         place = Place(
             folder=folder, port=free_port(), admin_port=free_port(), upstream_url=upstream_url,
             database_url=database_url, redis_url=redis_url,

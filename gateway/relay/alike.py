@@ -20,15 +20,48 @@ if TYPE_CHECKING:
 _is_plain = re.compile(rb"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 
-def become(request: "Request", head: bytes, data: bytes, relay: "Relay") -> bytes:
-    """Make ``request``, whose head was ``head``, the one at the beginning of ``data``; returns that one's head.
+class Varying:
+    """The one value that differed last, as it nearly always is the one that differs next."""
 
-    Empty where that cannot be done, and ``request`` is as it was.
+    __slots__ = ("field", "line_at", "place", "value_at")
+
+    def __init__(self, field: int, place: int, line_at: int, value_at: int) -> None:
+        self.field = field
+        self.place = place  # of its line in ``Request.lines``; no other line has a field of that spelling
+        self.line_at = line_at  # in the head
+        self.value_at = value_at
+
+
+def become(request: "Request", head: bytes, body_bytes: int, data: bytes, relay: "Relay") -> bytes:
+    """Make ``request``, whose head was ``head``, the one that ``data`` is from its first byte to its last, with a body
+    of ``body_bytes``; returns that one's head. Empty where that cannot be done, and ``request`` is as it was.
     """
-    end = data.find(b"\r\n\r\n") + 4
-    if end > relay.limits.head_bytes_max:
+    varying = request.varying
+    if varying is not None:
+        line_at, value_at = varying.line_at, varying.value_at
+        was_end, end = head.find(b"\r\n", value_at), data.find(b"\r\n", value_at)
+        rest = head[was_end:]
+        head_end = end + len(rest)
+        if (
+            head_end + body_bytes == len(data)
+            and data.startswith(rest, end)
+            and data.startswith(head[:value_at])
+            and _is_plain(value := data[value_at:end]) is not None
+            and head_end <= relay.limits.head_bytes_max
+        ):
+            was, instead = head[line_at : was_end + 2], data[line_at : end + 2]
+            _change(request, varying.field, varying.place, was, instead, value)
+            if varying.field != OTHER:
+                _identify_again(request, relay)
+            return data[:head_end]
+    head_end = data.find(b"\r\n\r\n") + 4
+    if head_end + body_bytes != len(data) or head_end > relay.limits.head_bytes_max:
         return b""
-    before, after = head.split(b"\r\n"), data[:end].split(b"\r\n")
+    return _become_by_lines(request, head, data[:head_end], relay)
+
+
+def _become_by_lines(request: "Request", head: bytes, new_head: bytes, relay: "Relay") -> bytes:
+    before, after = head.split(b"\r\n"), new_head.split(b"\r\n")
     if len(before) != len(after):
         return b""
     changes = []
@@ -44,13 +77,28 @@ def become(request: "Request", head: bytes, data: bytes, relay: "Relay") -> byte
                 return b""
             if not _may_become(request, field, was, value):
                 return b""
-            changes.append((field, line, instead, value))
+            changes.append((field, request.lines.index(line), line, instead, value))
     for change in changes:
         _change(request, *change)
-    if isinstance(request.match, Policy) and any(field in (AUTHORIZATION, API_KEY) for field, _, _, _ in changes):
+    if any(change[0] in (AUTHORIZATION, API_KEY) for change in changes):
+        _identify_again(request, relay)
+    request.varying = _varying_in(request, new_head, *changes[0][:2]) if len(changes) == 1 else None
+    return new_head
+
+
+def _varying_in(request: "Request", head: bytes, field: int, place: int) -> Varying | None:
+    line = request.lines[place]
+    begin = line[: line.find(b": ") + 2]
+    if field == REQUEST_ID or sum(one.startswith(begin) for one in request.lines) > 1:
+        return None
+    line_at = head.find(b"\n%b" % line) + 1
+    return Varying(field, place, line_at, line_at + len(begin))
+
+
+def _identify_again(request: "Request", relay: "Relay") -> None:
+    if isinstance(request.match, Policy):
         shown = request.authorization, request.api_key, request.cookie
         request.credentials = relay.identify.credentials_from(*shown)
-    return data[:end]
 
 
 def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> bool:
@@ -62,8 +110,8 @@ def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> boo
     return field in (OTHER, AUTHORIZATION, API_KEY)
 
 
-def _change(request: "Request", field: int, line: bytes, instead: bytes, value: bytes) -> None:
-    request.lines[request.lines.index(line)] = instead
+def _change(request: "Request", field: int, place: int, line: bytes, instead: bytes, value: bytes) -> None:
+    request.lines[place] = instead
     # The gateway's own lines come after those of the request.
     request.forwarded_head = request.forwarded_head.replace(b"\n%b" % line, b"\n%b" % instead, 1)
     request.head_bytes += len(instead) - len(line)

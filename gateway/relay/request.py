@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gateway.identify import Credentials
     from gateway.policy.routes import Ambiguous, RouteTable
     from gateway.policy.rules import Policy
+    from gateway.relay.alike import Varying
 
 # A length of more digits is more than any server counts to, or hides behind zeros.
 _LENGTH_DIGITS_MAX = 18
@@ -55,6 +56,7 @@ class Request:
         "target",
         "trailers",
         "upgrade",
+        "varying",
         "wants_trailers",
     )
 
@@ -98,6 +100,7 @@ class Request:
         self.doubt: str | None = None
         self.credentials: Credentials | None = None
         self.forwarded_head = b""
+        self.varying: Varying | None = None  # where the next one with nearly the same head will differ
 
     def take_field(self, field: int, name: bytes, value: bytes) -> None:
         """A field that the relay looks at: ``field`` is one of heads' constants."""

@@ -72,10 +72,7 @@ class RequestReader:
         assert request is not None
         size = len(data)
         if size != self._last_bytes or not data.startswith(head):
-            body_bytes = self._last_bytes - len(head)
-            if data.find(b"\r\n\r\n") + 4 + body_bytes != size:
-                return None
-            head = become(request, head, data, self.relay)
+            head = become(request, head, self._last_bytes - len(head), data, self.relay)
             if not head:
                 return None
             self._last_head, self._last_bytes = head, size
