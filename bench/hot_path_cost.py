@@ -65,7 +65,8 @@ _CHANGES = {
 # What runs by the clock, with all that it calls; and so does every task that the worker has before its first call.
 _BY_THE_CLOCK = frozenset({"Lane._tick", "Lane._keep", "Lane._watch"})
 _PARTS = {
-    "relay/": "relay", "policy/": "relay", "observer": "relay", "identify": "relay", "admission": "admission",
+    "relay/": "relay", "policy/": "relay", "observer": "relay", "identify": "relay", "credentials": "relay",
+    "admission": "admission",
     "redis_store": "admission", "ledger": "ledger", "usage_events": "ledger", "database": "ledger",
     "metrics": "metrics",
 }  # fmt: skip

@@ -24,6 +24,7 @@ _STAGES: Sequence[tuple[str, str, str]] = (
     ("gateway/relay/pool.py", "", "connections to the service"),
     ("gateway/relay/balancer.py", "", "connections to the service"),
     ("gateway/identify.py", "", "identify"),
+    ("gateway/credentials.py", "", "identify"),
     ("gateway/accounts.py", "", "identify"),
     ("gateway/usage_events.py", "", "ledger"),
     ("gateway/ledger.py", "", "ledger"),

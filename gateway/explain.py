@@ -18,10 +18,11 @@ import asyncpg
 from gateway.accounts import Account, Accounts
 from gateway.admission_batch import Ask, Known, Shape, batch_text, windows_at
 from gateway.config import Loaded
+from gateway.credentials import Credentials
 from gateway.database import QUERIES, Database, StoreError
 from gateway.hosted.app import hosted_paths
 from gateway.hosted.standing import instant
-from gateway.identify import Credentials, Identify
+from gateway.identify import Identify
 from gateway.metrics import Metrics
 from gateway.policy import answers
 from gateway.policy.explanation import (

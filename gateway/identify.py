@@ -12,19 +12,26 @@ Raw credentials are the keys (they are in memory anyway, in the request): one lo
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 import asyncpg
 import structlog
 
 from gateway.accounts import NOT_LOADED, Account, Accounts
+from gateway.credentials import (
+    HASHES,
+    IS_PRINTABLE,
+    Credentials,
+    doubt_about_cookie,
+    key_in_header,
+    size_bytes,
+    value_in_cookie,
+)
 from gateway.database import StoreError
 
 if TYPE_CHECKING:
@@ -33,8 +40,6 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 
-# A longer one is not looked up: signed tokens are about 1 KiB, cookies end at 4 KiB in every browser (RFC 6265, 6.1).
-CREDENTIAL_BYTES_MAX = 4096
 # Credentials looked up by one statement: some 5 ms of Postgres.
 _BATCH_MAX = 500
 # Credentials that wait for a lookup; more come in only while Postgres is slower than the arrivals.
@@ -48,18 +53,6 @@ _LOOK_AGAIN_S = 1.0
 _log = structlog.get_logger()
 
 
-class Credentials(NamedTuple):
-    """What a request shows of itself, raw; a tuple, because it is made and hashed for every request."""
-
-    api_key: bytes | None
-    alternative_key: bytes | None
-    session: bytes | None
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={'…' if value else value}" for name, value in zip(self._fields, self, strict=True))
-        return f"Credentials({shown})"
-
-
 class Unknown:
     """The answer for credentials that belong to nobody."""
 
@@ -69,56 +62,6 @@ class Unknown:
 
 UNKNOWN: Final = Unknown()
 Done = Callable[[Account | None], None]
-
-
-def key_in_header(value: bytes | None, scheme: bytes | None) -> bytes | None:
-    """The key in an Authorization value (RFC 9110, 11.6.2) of ``scheme`` (lower case), or the whole value without one.
-
-    None where the scheme is another one, nothing follows it, or the key is over CREDENTIAL_BYTES_MAX.
-    """
-    if value is None:
-        return None
-    if scheme is not None:
-        length = len(scheme)
-        if value[:length].lower() != scheme or value[length : length + 1] not in (b" ", b"\t"):
-            return None
-        value = value[length:]
-    key = value.strip(b" \t")
-    return key if 0 < len(key) <= CREDENTIAL_BYTES_MAX else None
-
-
-def value_in_cookie(header: bytes | None, name: bytes) -> bytes | None:
-    """The value of the first cookie ``name`` in a Cookie header (RFC 6265, 5.4), without quotes around it."""
-    if header is None or name not in header:
-        return None
-    for pair in header.split(b";"):
-        found, equals, value = pair.partition(b"=")
-        if equals and found.strip(b" \t") == name:
-            value = value.strip(b" \t")
-            if len(value) > 1 and value[:1] == b'"' == value[-1:]:
-                value = value[1:-1]
-            return value if 0 < len(value) <= CREDENTIAL_BYTES_MAX else None
-    return None
-
-
-_PRINTABLE = re.compile(rb"[ -~]*").fullmatch
-_COOKIE_TOKEN = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch  # RFC 6265, 4.1.1: cookie-octet
-
-
-def _doubt_about_cookie(header: bytes, name: bytes) -> str | None:
-    """As ``doubt_about``: the cookie must be there once, however the header is taken apart, and be written plainly."""
-    plain = [pair.partition(b"=") for pair in header.split(b";")]
-    values = [value for found, equals, value in plain if equals and found.strip(b" ") == name]
-    # As a lenient server sees it: also split at commas, with anything odd around the name taken off.
-    loose = [pair.partition(b"=")[0] for pair in re.split(rb"[;,]", header)]
-    places = sum(re.sub(rb"[^!#-~]", b"", found).lower() == name.lower() for found in loose)
-    if places != len(values):
-        return "found the session cookie written in an unusual way"
-    if len(values) > 1:
-        return f"found the session cookie {len(values)} times, expected it once"
-    if values and (_COOKIE_TOKEN(values[0].strip(b" ")) is None or len(values[0]) > CREDENTIAL_BYTES_MAX):
-        return "found a session cookie whose value is quoted, escaped, empty or too long"
-    return None
 
 
 class _Entry:
@@ -151,8 +94,8 @@ class Identify:
         self._cookie = settings.session.cookie.encode()
         self._key_sql = settings.api_key.sql
         self._session_sql = settings.session.sql
-        self._hash_key = _HASHES[settings.api_key.hash]
-        self._hash_session = _HASHES[settings.session.hash]
+        self._hash_key = HASHES[settings.api_key.hash]
+        self._hash_session = HASHES[settings.session.hash]
         self._entries_max = settings.cache.entries_max
         self._ttl_s = settings.cache.ttl_s
         self._negative_ttl_s = settings.cache.negative_ttl_s
@@ -192,10 +135,10 @@ class Identify:
         nobody here, would cast for free.
         """
         for value in (header, alternative):
-            if value is not None and _PRINTABLE(value) is None:
+            if value is not None and IS_PRINTABLE(value) is None:
                 return "found a character in the credentials that is not printable ASCII"
         if cookie is not None and self._cookie in cookie:
-            return _doubt_about_cookie(cookie, self._cookie)
+            return doubt_about_cookie(cookie, self._cookie)
         return None
 
     def cached(self, credentials: Credentials) -> Account | Unknown | None:
@@ -348,7 +291,7 @@ class Identify:
         else:
             self._unknown.pop(credentials, None)
             self._forget_known(credentials)
-            self._known_bytes += _size_bytes(credentials)
+            self._known_bytes += size_bytes(credentials)
             entry = self._known[credentials] = _Entry(account, started)
             entry.look_at = self._next_look(entry, now)
             # Whoever is in use is read again every ttl_s and so goes to the end: the first is the longest unused.
@@ -375,7 +318,7 @@ class Identify:
 
     def _forget_known(self, credentials: Credentials) -> None:
         if self._known.pop(credentials, None) is not None:
-            self._known_bytes -= _size_bytes(credentials)
+            self._known_bytes -= size_bytes(credentials)
 
     def _report(self, error: Exception | None) -> None:
         """One line when lookups begin to fail, one when they work again."""
@@ -386,29 +329,9 @@ class Identify:
         self._failing = error is not None
 
 
-def _size_bytes(credentials: Credentials) -> int:
-    return sum(len(credential) for credential in credentials if credential is not None)
-
-
 def _tell(waiting: Sequence[Done], account: Account | None) -> None:
     for done in waiting:
         try:
             done(account)
         except Exception:  # noqa: BLE001  one request's fault is not its neighbours', who wait for the same answer
             _log.exception("identify_callback_failed")
-
-
-def _as_it_is(credential: bytes) -> str | None:
-    """The credential as text; None for what no text column can hold."""
-    try:
-        text = credential.decode()
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
-
-
-def _sha256_hex(credential: bytes) -> str | None:
-    return hashlib.sha256(credential).hexdigest()
-
-
-_HASHES: Mapping[str, Callable[[bytes], str | None]] = {"sha256_hex": _sha256_hex, "none": _as_it_is}

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from gateway.accounts import Account
+from gateway.credentials import Credentials
 from gateway.database import StoreError
 from gateway.hosted.answers import Problem, RefusedError, invalid
 from gateway.hosted.services import SERVICES
-from gateway.identify import Credentials, Identify
+from gateway.identify import Identify
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _SAME_SITE = frozenset({"same-origin", "none"})

@@ -19,7 +19,7 @@ from gateway.policy import rules
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
-    from gateway.identify import Credentials
+    from gateway.credentials import Credentials
     from gateway.policy.rules import Policy
     from gateway.policy.verdicts import Hold
     from gateway.relay.added import Added

@@ -9,7 +9,7 @@ from gateway.policy.weights import weights_told
 from gateway.relay import heads
 
 if TYPE_CHECKING:
-    from gateway.identify import Credentials
+    from gateway.credentials import Credentials
     from gateway.relay.request import Request
 
 

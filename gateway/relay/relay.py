@@ -21,7 +21,8 @@ from gateway.relay.shadow import Shadow
 if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.admission import Admission
-    from gateway.identify import Credentials, Identify
+    from gateway.credentials import Credentials
+    from gateway.identify import Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
     from gateway.policy.verdicts import Denial

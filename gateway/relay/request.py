@@ -7,7 +7,7 @@ from gateway.policy import answers
 from gateway.relay import heads
 
 if TYPE_CHECKING:
-    from gateway.identify import Credentials
+    from gateway.credentials import Credentials
     from gateway.policy.routes import Ambiguous, RouteTable
     from gateway.policy.rules import Policy
     from gateway.relay.alike import Varying

@@ -9,8 +9,9 @@ import pytest
 
 from gateway.accounts import Account, Accounts
 from gateway.config.settings_accounts import Identity
+from gateway.credentials import Credentials
 from gateway.database import Database
-from gateway.identify import Credentials, Identify
+from gateway.identify import Identify
 from gateway.metrics import Metrics
 from gateway.policy.rules import Plan, Rules
 from gateway.tasks import Tasks

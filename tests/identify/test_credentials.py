@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.identify import CREDENTIAL_BYTES_MAX, Credentials, key_in_header, value_in_cookie
+from gateway.credentials import CREDENTIAL_BYTES_MAX, Credentials, key_in_header, value_in_cookie
 from tests.identify.conftest import Setting
 
 LONG = b"x" * CREDENTIAL_BYTES_MAX

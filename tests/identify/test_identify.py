@@ -4,8 +4,9 @@ import pytest
 
 from gateway.accounts import NOT_LOADED, Account
 from gateway.config.settings_accounts import Identity
+from gateway.credentials import Credentials
 from gateway.database import StoreError
-from gateway.identify import UNKNOWN, Credentials
+from gateway.identify import UNKNOWN
 from tests.identify.conftest import Setting
 
 ONE = "00000000-0000-0000-0000-000000000001"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.accounts import Account
-from gateway.identify import Credentials
+from gateway.credentials import Credentials
 from gateway.ledger import UsageEvent
 from gateway.policy.rules import Cost, Policy
 from gateway.policy.verdicts import PASS, Hold, LimitLeft, Pass, Verdict

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.accounts import Account
 from gateway.admission import Ask
-from gateway.identify import Credentials, key_in_header
+from gateway.credentials import Credentials, key_in_header
 from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import PASS
 from gateway.relay import request_reader as reader_module

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.identify import Credentials
+from gateway.credentials import Credentials
 from gateway.policy.rules import KEY_SEPARATOR, Policy
 from gateway.relay.rate_keys import rate_key
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.accounts import Account
 from gateway.admission import Ask
-from gateway.identify import Credentials
+from gateway.credentials import Credentials
 from gateway.policy.rules import SHADOW, Cost, Plan, Policy, RateLimit, Rules
 from gateway.policy.verdicts import PASS, Hold, RateLimited
 from gateway.policy.weights import HeaderWeight
