@@ -24,6 +24,7 @@ from gateway.relay.request_reader import PIPELINED_MAX, RequestReader
 if TYPE_CHECKING:
     from gateway.policy.answers import Answer
     from gateway.relay.relay import Relay
+    from gateway.relay.request import Request
     from gateway.relay.upstream import UpstreamConnection
 
 IDLE, HEAD, BUSY, LINGERING, TUNNEL, CLOSED = range(6)

@@ -134,7 +134,7 @@ async def test_while_the_breaker_is_open_nothing_is_tried(link: Link, metrics: M
 
 async def test_the_pool_is_bounded_and_the_gauge_tells_its_use(migrated_url: str, metrics: Metrics) -> None:
     database = Database(
-        migrated_url, breaker=lenient_breaker(), metrics=metrics, connections_max=2, acquire_timeout_s=0.1
+        migrated_url, breaker=lenient_breaker(), metrics=metrics, connections_max=2, acquire_timeout_s=1.0
     )
     gauge = metrics.gauge("db_pool_in_use")
     async with database.connection(), database.connection():
