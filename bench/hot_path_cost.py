@@ -39,7 +39,8 @@ from gateway.config import load
 from gateway.embedded import embedded_postgres, embedded_redis, free_port
 from gateway.migrate import default_folder, migrate, read_migrations
 from gateway.relay.client import ClientConnection
-from gateway.worker import Parameters, Worker
+from gateway.worker import Worker
+from gateway.worker_parameters import Parameters
 from upstream_stub.seed import seed
 
 RECORD = Path(__file__).with_name("hot_path_cost.json")

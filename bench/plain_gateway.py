@@ -86,6 +86,6 @@ def allow_many_files() -> None:
 def _worker_of(child: Child) -> int:
     for member in process_tree(child.process.pid):
         with contextlib.suppress(OSError):
-            if b"gateway.worker" in Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0"):
+            if b"gateway.worker_main" in Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0"):
                 return member
     raise BenchError(f"there is no worker process below {child.name}")

@@ -47,7 +47,7 @@ def _workers(pid: int) -> list[int]:
     found = []
     for member in process_tree(pid):
         with contextlib.suppress(OSError):
-            if b"gateway.worker" in Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0"):
+            if b"gateway.worker_main" in Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0"):
                 found.append(member)
     return found
 

@@ -84,7 +84,7 @@ class Supervisor:
         load: Callable[[], Loaded],
         overrides: Overrides,
         announce: Callable[[str], None],
-        worker_module: str = "gateway.worker",
+        worker_module: str = "gateway.worker_main",
     ) -> None:
         """Take the ports. Raises ListenError.
 

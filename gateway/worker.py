@@ -7,24 +7,12 @@ listener. Stop: accept no more, let exchanges finish, flush the ledger, settle t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
-import os
-import resource
-import signal
 import socket
-import sys
-import zoneinfo
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-import uvloop
-
-from gateway import accepted, log
 from gateway.accounts import Accounts
 from gateway.admission import Admission
 from gateway.billing import Billing
@@ -63,6 +51,7 @@ from gateway.tls import ListenerTls
 from gateway.upstream_addresses import WAITING_MAX, new_upstream
 from gateway.usage_events import UsageEvent, WindowUsage
 from gateway.vitals import Vitals
+from gateway.worker_parameters import Parameters, offered
 
 if TYPE_CHECKING:
     from gateway.config import Loaded, Settings
@@ -84,21 +73,6 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 _LAST_ACCEPTS_S = 0.05
 # And how often it looks once more after that: a loop that was busy all the time has not looked yet.
 _LAST_LOOKS = 3
-
-_log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """What the supervisor tells a worker, as JSON in the environment variable CASTGATE_WORKER."""
-
-    index: int
-    listen_fd: int
-    control_fd: int
-    config: str
-    runtime_dir: str
-    gateway_id: str
-    start: int
 
 
 class Worker:
@@ -232,7 +206,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         api_key = settings.identity.api_key
         relay = Relay(
-            limits=_limits(settings),
+            limits=Limits.from_settings(settings),
             rules=self._rules,
             identify=self._identify,
             admission=self._admission,
@@ -242,7 +216,7 @@ class Worker:
             hosted_paths=hosted_paths(metrics_public=settings.metrics.public),
             request_fields=heads.request_fields(api_key.header, api_key.alternative_header),
             new_event_id=event_id,
-            forwarding=_forwarding(settings),
+            forwarding=Forwarding.from_settings(settings.forwarding),
         )
         self._upstream = new_upstream(relay, settings.upstream, self._folder)
         relay.upstream_pool = self._upstream
@@ -326,7 +300,7 @@ class Worker:
 
         The certificate is read again, too, for connections from now on. Raises ConfigError, TlsError.
         """
-        loaded, routes = await asyncio.to_thread(_offered, self._parameters)
+        loaded, routes = await asyncio.to_thread(offered, self._parameters)
         # At once, and not with ``take``: it can fail, and no rule depends on it.
         if self._tls is not None and (files := self._certificate_and_key(loaded.settings)):
             self._tls.reload(*files)
@@ -384,138 +358,3 @@ class Worker:
             await self._payments.close()
         await self._database.close()
         self._metrics.close()
-
-
-def _limits(settings: Settings) -> Limits:
-    limits, upstream = settings.limits, settings.upstream
-    return Limits(
-        head_bytes_max=limits.head_bytes_max,
-        headers_max=limits.headers_max,
-        target_bytes_max=limits.target_bytes_max,
-        header_timeout_s=limits.header_timeout_s,
-        body_stall_timeout_s=limits.body_stall_timeout_s,
-        keepalive_timeout_s=limits.keepalive_timeout_s,
-        connections_max=limits.connections_max,
-        connections_per_address_max=limits.connections_per_address_max,
-        in_flight_max=limits.in_flight_max,
-        body_bytes_max=limits.body_bytes_max,
-        body_bytes_per_s_min=limits.body_bytes_per_s_min,
-        buffered_bytes_max=limits.buffered_bytes_max,
-        captured_bytes_max=limits.captured_bytes_max,
-        connect_timeout_s=upstream.connect_timeout_s,
-        first_byte_timeout_s=upstream.first_byte_timeout_s,
-        idle_timeout_s=upstream.idle_timeout_s,
-        tunnel_idle_timeout_s=limits.tunnel_idle_timeout_s,
-    )
-
-
-def _forwarding(settings: Settings) -> Forwarding:
-    forwarding = settings.forwarding
-    return Forwarding(
-        x_forwarded=forwarding.x_forwarded,
-        via=(forwarding.via or "").encode(),
-        trusted_proxies=forwarding.trusted_proxies,
-        client_address_field=forwarding.client_address_header.lower().encode()
-        if forwarding.client_address_header
-        else None,
-    )
-
-
-class _Control:
-    """The socket to the supervisor: JSON lines both ways. Its end is the end of the supervisor."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def say(self, **event: str) -> None:
-        with contextlib.suppress(ConnectionError):  # the supervisor is gone: the reader sees it too
-            self._writer.write(json.dumps(event).encode() + b"\n")
-
-    async def obey(self, worker: Worker, stop: asyncio.Event) -> None:
-        """Sets ``stop`` on ``drain``, and when nobody is left to say it."""
-        try:
-            while line := await self._reader.readline():
-                operation = json.loads(line)["op"]
-                if operation == "drain":
-                    break
-                if operation == "prepare":
-                    try:
-                        self.say(event="prepared", version=await worker.prepare())
-                    except Exception as error:  # noqa: BLE001  whatever it is, the supervisor waits for an answer
-                        self.say(event="reload_failed", error=f"{type(error).__name__}: {error}")
-                        _log.exception("not_prepared")
-                elif operation == "take":
-                    self.say(event="reloaded", version=worker.take())
-        finally:
-            stop.set()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-async def _serve(parameters: Parameters, loaded: Loaded) -> None:
-    """Serves until the supervisor says ``drain`` or is gone, or until SIGTERM."""
-    control = _Control(*await asyncio.open_connection(sock=socket.socket(fileno=parameters.control_fd)))
-    tasks = Tasks()
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    worker = Worker(parameters, loaded)
-    try:
-        try:
-            await worker.start()
-        except Exception as error:
-            control.say(event="failed", error=f"{type(error).__name__}: {error}")
-            raise
-        control.say(event="ready", version=loaded.rules.version)
-        tasks.start("control", control.obey(worker, stop))
-        await stop.wait()
-        control.say(event="stopping")
-    finally:
-        await worker.stop()
-        control.close()
-        await tasks.drain(0)
-
-
-def _configuration(parameters: Parameters) -> Loaded:
-    """What the supervisor accepted; the files, where that was another version of this program. Raises ConfigError."""
-    kept = accepted.read(Path(parameters.runtime_dir))
-    if kept is not None:
-        return kept
-    from gateway.config import load  # noqa: PLC0415  with all that reads a configuration, which is 13 MiB
-
-    return load(Path(parameters.config), os.environ)
-
-
-def _offered(parameters: Parameters) -> tuple[Loaded, RouteTable]:
-    """What is offered, or in force where nothing is (any more), and its routes. Raises ConfigError."""
-    loaded = accepted.read_offered(Path(parameters.runtime_dir)) or _configuration(parameters)
-    return loaded, RouteTable(loaded.rules.policies)
-
-
-def _allow_many_files() -> None:
-    """Each connection is a file. Shells and service managers start programs with 1,024 of them, and allow many more."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is more than the kernel takes
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def main() -> None:
-    """Runs one worker; started by the supervisor, and by nobody else."""
-    text = os.environ.get("CASTGATE_WORKER")
-    if text is None:
-        sys.exit("gateway.worker is started by castgate serve")
-    parameters = Parameters(**json.loads(text))
-    # Several gateways must find the same windows whatever their machines' own time zone data say: the wheel's count.
-    zoneinfo.reset_tzpath(())
-    # A Ctrl-C at the terminal is the supervisor's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _allow_many_files()
-    loaded = _configuration(parameters)
-    log.configure(loaded.settings.log.level, loaded.settings.log.format)
-    structlog.contextvars.bind_contextvars(worker=parameters.index)
-    uvloop.run(_serve(parameters, loaded))
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 
 INTERVAL_S = 0.001  # the kernel rounds up to its own tick, mostly 4 ms
 DEPTH_MAX = 60
-WORKER_MODULE = "gateway.worker"
+WORKER_MODULE = "gateway.worker_main"
 
 
 class _Samples:

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gateway.config.settings_connections import Forwarding as ForwardingSettings
     from gateway.relay.client import ClientConnection
     from gateway.relay.heads import Fields
     from gateway.relay.request import Request
@@ -28,6 +29,18 @@ class Forwarding:
     via: bytes = b""  # this gateway's name; empty: no Via
     trusted_proxies: tuple[Network, ...] = ()
     client_address_field: bytes | None = None  # lower case; None: X-Forwarded-For
+
+    @classmethod
+    def from_settings(cls, settings: "ForwardingSettings") -> "Forwarding":
+        """As ``config.yaml`` has it."""
+        return cls(
+            x_forwarded=settings.x_forwarded,
+            via=(settings.via or "").encode(),
+            trusted_proxies=settings.trusted_proxies,
+            client_address_field=settings.client_address_header.lower().encode()
+            if settings.client_address_header
+            else None,
+        )
 
     def is_trusted(self, address: bytes) -> bool:
         """Whether what connects from ``address`` is a proxy of ours."""

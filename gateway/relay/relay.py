@@ -21,6 +21,7 @@ from gateway.relay.shadow import Shadow
 if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.admission import Admission
+    from gateway.config import Settings
     from gateway.credentials import Credentials
     from gateway.identify import Identify
     from gateway.ledger import Ledger
@@ -60,6 +61,30 @@ class Limits:
     first_byte_timeout_s: float
     idle_timeout_s: float
     tunnel_idle_timeout_s: float
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "Limits":
+        """As ``config.yaml`` has them."""
+        limits, upstream = settings.limits, settings.upstream
+        return cls(
+            head_bytes_max=limits.head_bytes_max,
+            headers_max=limits.headers_max,
+            target_bytes_max=limits.target_bytes_max,
+            header_timeout_s=limits.header_timeout_s,
+            body_stall_timeout_s=limits.body_stall_timeout_s,
+            keepalive_timeout_s=limits.keepalive_timeout_s,
+            connections_max=limits.connections_max,
+            connections_per_address_max=limits.connections_per_address_max,
+            in_flight_max=limits.in_flight_max,
+            body_bytes_max=limits.body_bytes_max,
+            body_bytes_per_s_min=limits.body_bytes_per_s_min,
+            buffered_bytes_max=limits.buffered_bytes_max,
+            captured_bytes_max=limits.captured_bytes_max,
+            connect_timeout_s=upstream.connect_timeout_s,
+            first_byte_timeout_s=upstream.first_byte_timeout_s,
+            idle_timeout_s=upstream.idle_timeout_s,
+            tunnel_idle_timeout_s=limits.tunnel_idle_timeout_s,
+        )
 
 
 def _nothing_known(_: "Account") -> BudgetUse | None:

@@ -20,6 +20,7 @@ RESIDENT_MIB_MAX = 80
 FOREIGN = (
     *("pydantic", "pydantic_core", "yaml", "click", "stripe", "requests", "httpx", "redis", "multiprocessing"),
     *("gateway.config.loading", "gateway.config.settings", "gateway.config.policies", "gateway.config.yaml_nodes"),
+    *("gateway.config.settings_accounts", "gateway.config.settings_connections", "gateway.config.settings_stores"),
     *("gateway.supervisor", "gateway.console", "gateway.cli", "gateway.explain", "gateway.embedded", "gateway.migrate"),
     *("gateway.outbox", "gateway.reloading", "gateway.admin"),
 )
