@@ -2,7 +2,7 @@
 
 The way of one ask: what is known of the account (``Known``) → its partition's ``Lane`` → the script (``lua/admit.lua``)
 → a verdict, or a reason to learn more first (``Refresh``) and ask again. Afterwards the hold is settled: ``void``, or
-``finished`` and, when the ledger has the event, ``posted``. Nothing here waits.
+``finished`` and, when the ledger has the event, ``posted`` (``OpenHolds``). Nothing here waits.
 
 What the script says, and what follows:
 
@@ -16,7 +16,7 @@ What the script says, and what follows:
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -24,6 +24,7 @@ from zlib import crc32
 import structlog
 
 from gateway.admission_batch import Ask, Known, Shape, windows_at
+from gateway.admission_holds import OpenHolds
 from gateway.admission_ladder import RETRY_AFTER_MS, Ladder
 from gateway.admission_lane import HANDOVER, Lane
 from gateway.admission_orphans import CHARGE, Orphans
@@ -31,19 +32,16 @@ from gateway.admission_refresh import Facts, Refresh
 from gateway.admission_repeats import Repeats
 from gateway.admission_restore import Fleet
 from gateway.admission_settle import Seed
+from gateway.admission_verdicts import budget_exceeded, rate_limited
 from gateway.breaker import announcer
 from gateway.database import QUERIES
-from gateway.ledger import UsageEvent, WindowUsage, event_id
-from gateway.policy.free_tier import is_tier
-from gateway.policy.periods import FOREVER_MS
+from gateway.ledger import event_id
 from gateway.policy.rules import Rules
 from gateway.policy.verdicts import (
     PASS,
-    BudgetExceeded,
     Hold,
     LimitLeft,
     Pass,
-    RateLimited,
     StoreUnavailable,
     Verdict,
 )
@@ -158,7 +156,7 @@ class Admission:
             holds=lambda: list(self._open.values()),
             admit=self._held,
             budget_exceeded=self._exhausted,
-            rate_limited=_rate_limited,
+            rate_limited=rate_limited,
             stale=self._stale,
             tell=self._tell,
             again=self._again,
@@ -175,11 +173,19 @@ class Admission:
             keys_kept_s=settings.ledger.spool.age_max_s,
             metrics=metrics,
         )
+        holds = OpenHolds(
+            self._open,
+            worker_id=worker_id,
+            lanes=self._lanes,
+            lane_of=self._lane_of,
+            ladder=self.ladder,
+            orphans=self.orphans,
+            metrics=metrics,
+        )
+        # After the call.
+        self.void, self.finished, self.posted, self.dropped = holds.void, holds.finished, holds.posted, holds.dropped
         self._sweeper: asyncio.Task[None] | None = None
         self._holds_open = metrics.gauge("castgate_holds_open")
-        self._settled = {
-            how: metrics.counter("castgate_holds_settled_total", how=how) for how in ("posted", "voided", "expired")
-        }
         self._outcomes = {
             name: metrics.counter("castgate_admission_outcomes_total", outcome=name)
             for name in ("admitted", *_OUTCOMES.values(), "store_allow", "store_deny", "overloaded")
@@ -303,7 +309,7 @@ class Admission:
             return
         self._outcomes[_OUTCOMES[code]].add()
         if code == _RATE:
-            self._tell(ask, _rate_limited(ask, outcome[1], outcome[2]))
+            self._tell(ask, rate_limited(ask, outcome[1], outcome[2]))
             return
         account, known = ask.account, ask.known
         assert account is not None, "only rate limits can refuse a call without an account"
@@ -356,7 +362,7 @@ class Admission:
 
     def _exhausted(self, ask: Ask, place: int, taken: int, need: int, now_ms: int) -> None:
         assert ask.known is not None
-        verdict = _budget_exceeded(ask.known, place, taken, need, now_ms)
+        verdict = budget_exceeded(ask.known, place, taken, need, now_ms)
         ask.known.exhausted = verdict
         if ask.key:
             self._repeats.refused(ask, verdict)
@@ -380,97 +386,6 @@ class Admission:
             done(verdict)
         except Exception:  # noqa: BLE001  one call's fault must not take the verdicts of its neighbours along
             _log.exception("verdict_not_taken", policy=ask.policy.name)
-
-    # --- after the call
-
-    def void(self, hold: Hold) -> None:
-        """The call is not charged: give back all that it holds. A hold that is settled already stays so."""
-        ask = self._open.pop(hold.hold_id, None)
-        if ask is not None:
-            lane = ask.lane
-            self._holds_open.set(len(self._open))
-            self._settled["voided"].add()
-            if ask.in_memory:
-                self.ladder.ended(ask)
-            if self.ladder.has_rows:
-                self.ladder.released(hold.hold_id)
-            lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
-            lane.settle_soon()
-
-    def finished(self, hold: Hold, actual_microcents: int, units: int = 0) -> None:
-        """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger.
-
-        Under a free tier that is its price, and ``units`` are what it counts there.
-        """
-        ask = self._open.get(hold.hold_id)
-        if ask is None:
-            return
-        tier = ask.shape.tier
-        if ask.is_repeat:
-            actual_microcents = units = 0
-        elif tier is not None:
-            units = tier.held_units(units, actual_microcents)
-        if actual_microcents != hold.amount_microcents or units != ask.units or ask.shape.has_slots:
-            ask.hold_microcents = actual_microcents
-            ask.units = units
-            if ask.in_memory and not ask.has_ended:
-                self.ladder.ended(ask)
-            ask.has_ended = True
-            ask.lane.settled.adjust(hold.hold_id, actual_microcents if tier is None else (actual_microcents, units))
-            if actual_microcents > hold.amount_microcents:
-                ask.lane.settle_at_once()  # its client may be calling again already, and another worker
-            else:
-                ask.lane.settle_soon()
-
-    def posted(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
-        """The ledger has ``events``: their holds are over, and this is what their accounts have used since."""
-        touched = set()
-        now_ms = self._lanes[0].now_ms
-        for account_id, kind, start_ms, end_ms, used_microcents in usages:
-            lane = self._lane_of(account_id)
-            if end_ms > now_ms or is_tier(kind):  # calls of a free tier's last window may yet be under way
-                lane.settled.use(account_id, kind, start_ms, used_microcents)
-                touched.add(lane)
-        if self.ladder.has_rows:
-            for event in events:
-                self.ladder.posted(event.event_id)
-        touched |= self._remove(events, posted=True)
-        for lane in touched:
-            lane.settle_soon()
-
-    def dropped(self, events: Sequence[UsageEvent]) -> None:
-        """The ledger has given ``events`` up: nothing will be charged for them."""
-        if self.ladder.has_rows:
-            for event in events:
-                self.ladder.released(event.event_id)
-        for lane in self._remove(events, posted=False):
-            lane.settle_soon()
-
-    def _remove(self, events: Sequence[UsageEvent], *, posted: bool) -> set[Lane]:
-        by_lane: dict[Lane, list[str]] = {lane: [] for lane in self._lanes}
-        touched: set[Lane] = set()
-        open_, expired = self._open, 0
-        for event in events:
-            hold_id = event.event_id
-            ask = open_.pop(hold_id, None)
-            if ask is not None:
-                by_lane[ask.lane].append(hold_id)
-            elif hold_id in self.orphans.pending_rows:
-                self.orphans.pending_rows.discard(hold_id)
-                expired += 1
-            elif (worker_id := self.orphans.pending.pop(hold_id, None)) is not None:
-                expired += 1
-                lane = self._lane_of(event.account_id)
-                touched.add(lane)
-                lane.settled.remove(worker_id, (hold_id,), posted=posted)
-        for lane, hold_ids in by_lane.items():
-            if hold_ids:
-                touched.add(lane)
-                lane.settled.remove(self._worker_id, hold_ids, posted=posted)
-                self._settled["posted" if posted else "voided"].add(len(hold_ids))
-        self._settled["expired"].add(expired)
-        self._holds_open.set(len(self._open))
-        return touched
 
     # --- facts and budgets
 
@@ -535,28 +450,3 @@ class Admission:
 
 def _told(_: Verdict) -> None:
     pass
-
-
-def _rate_limited(ask: Ask, place: int, wait_ms: int) -> RateLimited:
-    limit = ask.policy.rate_limits[place]
-    return RateLimited(
-        policy=ask.policy.name,
-        limit_name=limit.name,
-        limit=ask.shape.limits[place],
-        window_ms=limit.window_ms,
-        retry_after_ms=wait_ms,
-        weight=ask.weighs[place],
-        burst=limit.burst,
-    )
-
-
-def _budget_exceeded(known: Known, place: int, taken: int, need: int, now_ms: int) -> BudgetExceeded:
-    limit, window = known.limits[place], known.windows[place]
-    return BudgetExceeded(
-        period=limit.period,
-        limit_microcents=limit.hard_limit_microcents,
-        used_microcents=taken,
-        cost_microcents=need,
-        resets_ms=None if window.end_ms >= FOREVER_MS else window.end_ms,
-        now_ms=now_ms,
-    )
