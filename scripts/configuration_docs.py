@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from gateway.config.models import Section
-from gateway.config.policies import PlanSpec, PolicySpec, WeightSpec
+from gateway.config.policies import PlanSpec, PolicySpec
+from gateway.config.rate_limits import WeightSpec
 from gateway.config.scalars import Kind, reader_of
 from gateway.config.settings import Settings
 from gateway.policy.money import cents_text

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from gateway.config import ConfigError, costs, load, policies
+from gateway.config import ConfigError, costs, load, policies, rate_limits
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.costs import BYTES_OF, EVENTS, IF_MISSING
 from gateway.policy.rules import ALGORITHMS, CHARGE_WHEN, ENFORCE, RATE_LIMIT_HEADERS, SHADOW, Cost, Policy, RateLimit
@@ -81,8 +81,8 @@ def test_a_policy_of_name_and_path_is_free_and_for_every_method(load_it: LoadIt)
 
 
 def test_files_and_rules_know_the_same_words() -> None:
-    assert get_args(policies.Mode) == (ENFORCE, SHADOW)
-    assert get_args(policies.Algorithm) == ALGORITHMS
+    assert get_args(rate_limits.Mode) == (ENFORCE, SHADOW)
+    assert get_args(rate_limits.Algorithm) == ALGORITHMS
     assert get_args(policies.RateLimitHeaders) == RATE_LIMIT_HEADERS
     assert get_args(costs.ChargeWhen) == CHARGE_WHEN
     assert get_args(costs.Events) == EVENTS
