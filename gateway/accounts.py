@@ -136,7 +136,8 @@ class Accounts:
 
     def met(self, account_id: str) -> Account | None:
         """The account, if this worker has it and knows its facts."""
-        account = self._living.get(account_id)
+        # The first is a look-up in C, the second is Python's.
+        account = self._recent.get(account_id) or self._living.get(account_id)
         return account if account is not None and account.version != NOT_LOADED else None
 
     def recent(self) -> Sequence[Account]:

@@ -31,10 +31,13 @@ def key_in_header(value: bytes | None, scheme: bytes | None) -> bytes | None:
     if value is None:
         return None
     if scheme is not None:
-        length = len(scheme)
-        if value[:length].lower() != scheme or value[length : length + 1] not in (b" ", b"\t"):
-            return None
-        value = value[length:]
+        begin, _, rest = value.partition(b" ")
+        if begin.lower() != scheme:
+            length = len(scheme)
+            if value[:length].lower() != scheme or value[length : length + 1] != b"\t":
+                return None
+            rest = value[length:]
+        value = rest
     key = value.strip(b" \t")
     return key if 0 < len(key) <= CREDENTIAL_BYTES_MAX else None
 

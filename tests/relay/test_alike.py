@@ -160,6 +160,7 @@ async def test_a_call_with_another_key_is_another_account_s(running: Running, se
     shown = [
         (b"Bearer a", b"1", b"s=1"), (b"Bearer bcd", b"1", b"s=1"), (b"Basic e", b"2", b"s=1"),
         (b"Bearer a", b"2", b"s=1"), (b"Bearer a", b"3", b"s=1"), (b"Basic e", b"3", b"s=2"),
+        (b"Bearer fg", b"3", b"s=2"), (b"Bearer hij", b"3", b"s=2"), (b"Basic e", b"3", b"s=2"),
     ]  # fmt: skip
     fields = [b"Host: h\r\nAuthorization: %b\r\nX-API-Key: %b\r\nCookie: %b\r\n" % one for one in shown]
     assert await statuses(running, *fields) == [b"200"] * len(shown)
@@ -169,22 +170,47 @@ async def test_a_call_with_another_key_is_another_account_s(running: Running, se
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("field", "values"),
     [
-        (b"Host: h\r\n", b"Host: h,i\r\n"),
-        (b"Host: h\r\nX-Request-Id: 1\r\n", b"Host: h\r\nX-Request-Id: %b\r\n" % (b"1" * 4096)),
-        (b"Host: h\r\nX-HTTP-Method: GET\r\n", b"Host: h\r\nX-HTTP-Method: POST\r\n"),
+        (b"X-A: a\r\nHost", (b"h", b"i", b"h,i")),
+        (b"Host: h\r\nX-Request-Id", (b"1", b"2", b"1" * 4096)),
+        (b"Host: h\r\nX-HTTP-Method", (b"GET", b"PUT", b"POST")),
+        (b"Host: h\r\nX-A", (b"a", b"b", b"c\0")),
     ],
 )
 @pytest.mark.usefixtures("services")
-async def test_what_is_refused_elsewhere_is_refused_here(running: Running, first: bytes, second: bytes) -> None:
-    line = b"GET /x HTTP/1.1\r\n"
-    assert await statuses(running, first, first, second, line=line) == [b"200", b"200", b"400"]
+async def test_what_is_refused_elsewhere_is_refused_here(
+    running: Running, field: bytes, values: tuple[bytes, ...]
+) -> None:
+    heads = [b"%b: %b\r\n" % (field, value) for value in values]
+    assert await statuses(running, *heads, line=b"GET /x HTTP/1.1\r\n") == [b"200", b"200", b"400"]
+
+
+async def test_what_comes_behind_a_head_is_no_part_of_it(running: Running) -> None:
+    running.upstream.answer = answering(ANSWER)
+    client = await running.connect()
+    request = b"POST /x HTTP/1.1\r\nHost: h\r\nX-A: %d\r\nContent-Length: 0\r\n\r\n"
+    for numbers in ([1], [2, 3], [4], [5], [6, 7], [8], [9]):
+        await client.send(b"".join(request % number for number in numbers))
+        for _ in numbers:
+            await client.read_head()
+            await client.read(2)
+    assert re.findall(rb"X-A: (.)", b"".join(running.upstream.heads)) == [b"%d" % number for number in range(1, 10)]
+
+
+async def test_a_line_of_the_gateway_s_own_is_not_taken_for_one_that_ends_here(running: Running) -> None:
+    running.relay.forwarding = replace(running.relay.forwarding, via=b"here")
+    running.upstream.answer = answering(ANSWER)
+    heads = [b"Host: h\r\nConnection: Via\r\nVia: 1.1 %b\r\n" % name for name in (b"here", b"there", b"where")]
+    assert await statuses(running, *heads) == [b"200"] * 3
+    assert [re.findall(rb"Via: (.*)\r\n", head) for head in running.upstream.heads] == [[b"1.1 here"]] * 3
 
 
 async def test_fields_of_one_name_keep_their_order(running: Running) -> None:
     running.upstream.answer = answering(ANSWER)
-    traces = [(b"1", b"2"), (b"2", b"1"), (b"3", b"1"), (b"1", b"3"), (b"1", b"1"), (b"2", b"2")]
+    traces = [
+        (b"1", b"2"), (b"2", b"1"), (b"3", b"1"), (b"1", b"3"), (b"1", b"4"), (b"1", b"1"), (b"1", b"5"), (b"5", b"5"),
+    ]  # fmt: skip
     fields = [b"Host: h\r\nX-Trace: %b\r\nX-Trace: %b\r\n" % pair for pair in traces]
     assert await statuses(running, *fields) == [b"200"] * len(traces)
     assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
@@ -206,13 +232,14 @@ async def test_a_call_has_the_id_that_came_with_it_and_of_several_the_last(runni
     assert [exchange.request_id for exchange in exchanges] == [last for _, last in ids]
 
 
-async def test_a_head_that_has_grown_too_large_is_refused(running: Running) -> None:
+@pytest.mark.parametrize("sizes", [(1, 40_000), (1, 2, 40_000)])
+async def test_a_head_that_has_grown_too_large_is_refused(running: Running, sizes: tuple[int, ...]) -> None:
     running.upstream.answer = answering(ANSWER)
     client = await running.connect()
-    for value in (b"a", b"b" * 40_000):
-        await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nX-A: %b\r\n\r\n" % value)
+    for number, size in enumerate(sizes):
+        await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\nX-A: %b\r\n\r\n" % (b"%d" % number * size))
         status = await client.read_head()
-        if value == b"a":
+        if size < 1000:
             assert status.startswith(b"HTTP/1.1 200 ")
             await client.read(2)
     assert status.startswith(b"HTTP/1.1 431 ")
