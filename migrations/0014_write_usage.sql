@@ -162,13 +162,14 @@ BEGIN
                 ) AS added
                 WHERE counter.account_id = added.account_id
                   AND counter.window_end > oldest
-                  AND counter.period <> 'total'
-                RETURNING counter.*
+                  AND counter.window_end < timestamptz '9999-12-31 00:00:00+00'
+                RETURNING counter.account_id, counter.period, counter.time_zone, counter.week_start, counter.window_start,
+                          counter.window_end, counter.used_microcents
             )
             SELECT array_agg(other.account_id),
                    array_agg(other.period || '/' || other.time_zone || '/' || other.week_start),
-                   array_agg((extract(epoch FROM other.window_start) * 1000)::bigint),
-                   array_agg((extract(epoch FROM other.window_end) * 1000)::bigint),
+                   array_agg((date_part('epoch', other.window_start) * 1000)::bigint),
+                   array_agg((date_part('epoch', other.window_end) * 1000)::bigint),
                    array_agg(other.used_microcents),
                    bool_and(other.window_start > newest OR (other.window_start <= oldest AND other.window_end > newest))
             INTO more_accounts, more_kinds, more_start_ms, more_end_ms, more_microcents, is_whole
@@ -203,5 +204,8 @@ BEGIN
     );
 END
 $$;
+
+-- For batches with terms and for workers of earlier versions.
+ALTER FUNCTION castgate_record_usage SET plan_cache_mode = force_generic_plan;
 
 COMMIT;
