@@ -9,8 +9,8 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import astuple, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -187,6 +187,14 @@ async def measure(
     batches: Sequence[int] = BATCHES,
 ) -> dict[int, CpuCost]:
     """The cost by size of batch; Redis at ``url`` is empty."""
+    meter = _Meter(url)
+    async with admission_at(url, limits) as admission:
+        return await _costs(admission, url, meter, calls, accounts_count, limits, batches)
+
+
+@asynccontextmanager
+async def admission_at(url: str, limits: tuple[BudgetLimit, ...] = (LIMIT,)) -> AsyncIterator[Admission]:
+    """A worker's admission alone, on the Redis at ``url``; Postgres and the ledger cost it nothing."""
     settings = Settings.model_validate(
         {
             "upstream": {"url": "http://127.0.0.1:1"},
@@ -194,12 +202,29 @@ async def measure(
             "redis": {"url": url, "timeout": "10s"},
         }
     )
-    tasks, metrics, meter = Tasks(), Metrics(), _Meter(url)
+    tasks, metrics = Tasks(), Metrics()
     admission = Admission(
         worker_id="bench", settings=settings, accounts=_Facts(limits), ledger=cast("Any", _NoLedger()),
         rules=lambda: RULES, tasks=tasks, metrics=metrics, fleet=_Alone(),
     )  # fmt: skip
     await admission.start()
+    try:
+        yield admission
+    finally:
+        await admission.close()
+        await tasks.drain(1)
+        metrics.close()
+
+
+async def _costs(
+    admission: Admission,
+    url: str,
+    meter: _Meter,
+    calls: int,
+    accounts_count: int,
+    limits: tuple[BudgetLimit, ...],
+    batches: Sequence[int],
+) -> dict[int, CpuCost]:
     known = [Account(f"account-{number:06d}") for number in range(accounts_count)]
     order = cycle(known)
     now_ms = int(time.time() * 1000)
@@ -221,9 +246,6 @@ async def measure(
         with meter.measured(count, told):
             await _redis_py(url, admission, order, batch, count)
         costs[batch] = CpuCost(**dict(zip(CpuCost.__dataclass_fields__, figures, strict=True)))
-    await admission.close()
-    await tasks.drain(1)
-    metrics.close()
     return costs
 
 

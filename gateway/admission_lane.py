@@ -31,6 +31,7 @@ from gateway.admission_restore import Fleet, Membership
 from gateway.admission_settle import Settled
 from gateway.breaker import Breaker
 from gateway.redis_store import ADMIT, FACTS, ORPHANS, RedisLink, RedisLostError, Reply, encoded
+from gateway.vigil import Vigil
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
@@ -47,6 +48,8 @@ SETTLE_DELAY_S = 0.002
 GRACE_S = 0.005
 # While calls are under way Redis hears of us so often, see admission_postgres.ENTER_S.
 KEEP_S = 0.008
+# After so many script calls in a row with one ask at most, the next one's reply is waited for awake.
+ALONE_MIN = 8
 # Generations that end as fast as they begin are no reason to keep Redis busy.
 REJOIN_S = 0.01
 # A connection that lasted so long is tried again at once when it breaks: most that break are no outage.
@@ -133,6 +136,8 @@ class Lane:
         self._asks: list[Ask] = []
         self._flight = _NOT_ASKED
         self._flying = False
+        self._vigil = Vigil(self._loop)
+        self._alone = 0  # script calls in a row that carried one ask at most
         self._command = b""
         self._sent_s = 0.0
         self._reloaded = False
@@ -225,6 +230,12 @@ class Lane:
         self._sent_s = self._loop.time()
         self._command = b"%b%d\r\n%b\r\n%b" % (self._head, len(text), text, tail)
         link.send(self._command, self._replied)
+        if len(asks) > 1:
+            self._alone = 0
+        elif asks:
+            self._alone += 1
+            if self._alone > ALONE_MIN:
+                self._vigil.begin()
         if not self._watching:
             self._watching = True
             self._loop.call_later(self._timeout_s, self._watch)
@@ -233,6 +244,7 @@ class Lane:
         if isinstance(reply, hiredis.ReplyError):
             self._refused(str(reply))
             return
+        self._vigil.end()
         asks, _ = self._flight
         self._flight = _NOT_ASKED
         self._flying = False
