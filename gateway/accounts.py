@@ -36,7 +36,7 @@ from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
 from gateway.policy.free_tier import is_tier, tier_parts
 from gateway.policy.periods import time_zone_names
-from gateway.policy.rules import Rules
+from gateway.policy.rules import Plan, Rules
 from gateway.usage_events import WindowUsage
 
 if TYPE_CHECKING:
@@ -47,8 +47,11 @@ if TYPE_CHECKING:
 _BATCH_MAX = 500
 # After a failed refresh, before the next one.
 _REFRESH_PAUSE_S = 1.0
+# Budgets that differ, which are kept so that accounts with the same ones share them: half a KiB for each account.
+_DISTINCT_MAX = 4096
 NOT_LOADED = -1
 _NO_SOFT_LIMITS: Mapping[str, int] = {}
+_NO_TIERS: Mapping[str, int] = {}
 
 _log = structlog.get_logger()
 
@@ -89,7 +92,7 @@ class Account:
         # Admission's too, and kept: the generation of Redis' data that was told by us what the account had used.
         self.seeded = 0
         self.watch: object | None = None  # soft limits': how far their thresholds are used
-        self.seeded_tiers: dict[str, int] = {}  # the same for each free tier
+        self.seeded_tiers = _NO_TIERS  # the same for each free tier
 
     def __repr__(self) -> str:
         return f"Account({self.account_id!r}, plan={self.plan!r}, version={self.version})"
@@ -120,6 +123,7 @@ class Accounts:
         self._recent: OrderedDict[str, Account] = OrderedDict()
         self._endings: WeakKeyDictionary[Account, asyncio.TimerHandle] = WeakKeyDictionary()
         self._due: dict[str, Account] = {}
+        self._limits: dict[tuple[tuple[BudgetLimit, ...], str], tuple[Plan, tuple[BudgetLimit, ...]]] = {}
         self._refreshing = False
         self._refresh_after = float("-inf")
 
@@ -219,15 +223,10 @@ class Accounts:
     def rules_changed(self) -> None:
         """Plans changed: every account's limits are worked out anew. About 0.5 µs an account."""
         rules = self._rules()
-        worked_out: dict[tuple[tuple[BudgetLimit, ...], str], tuple[BudgetLimit, ...]] = {}
         for account in list(self._living.values()):
             plan = rules.plan_of(account.stored_plan)
-            key = (account.own, plan.name)
-            limits = worked_out.get(key)
-            if limits is None:
-                limits = worked_out[key] = effective_limits(account.own, plan.budgets)
             account.plan = plan.name
-            account.limits = limits
+            account.limits = self._limits_of(account.own, plan)
             account.admission = None
 
     async def _refresh(self) -> None:
@@ -253,7 +252,7 @@ class Accounts:
                 continue  # an older answer that overtook a newer one
             plan = rules.plan_of(row["plan"])
             own, soft_limits = _own_limits(row["budgets"])
-            limits = effective_limits(own, plan.budgets)
+            limits = self._limits_of(own, plan)
             if limits != account.limits or plan.name != account.plan or row["facts_version"] != account.version:
                 account.admission = None
             account.plan = plan.name
@@ -264,6 +263,20 @@ class Accounts:
             account.version = row["facts_version"]
             account.loaded = now
             self._end_plan_in(account, row["plan_left_s"])
+
+    def _limits_of(self, own: tuple[BudgetLimit, ...], plan: Plan) -> tuple[BudgetLimit, ...]:
+        """One object for all accounts with the same budgets and plan.
+
+        Soft limits look whether it is the same object: another plan, or this one in new rules, may have other shares.
+        """
+        key = own, plan.name
+        made_for, limits = self._limits.get(key, (None, ()))
+        if made_for is not plan:
+            if len(self._limits) >= _DISTINCT_MAX:
+                self._limits.clear()
+            limits = effective_limits(own, plan.budgets)
+            self._limits[key] = plan, limits
+        return limits
 
     def _end_plan_in(self, account: Account, left_s: float | None) -> None:
         """The stored plan counts for so long (None: without end), and no call admitted later has it any more."""
@@ -281,7 +294,7 @@ class Accounts:
             account.stored_plan = None
             plan = self._rules().plan_of(None)
             account.plan = plan.name
-            account.limits = effective_limits(account.own, plan.budgets)
+            account.limits = self._limits_of(account.own, plan)
             account.admission = None
 
 
@@ -289,6 +302,7 @@ def _nobody_listens(_: Sequence[WindowUsage]) -> None:
     pass
 
 
+@lru_cache(maxsize=_DISTINCT_MAX)
 def _own_limits(budgets: str | None) -> tuple[tuple[BudgetLimit, ...], Mapping[str, int]]:
     """The rows of ``budgets`` as load_facts gives them: hard limits, and soft ones in microcents by kind."""
     if budgets is None:

@@ -198,7 +198,7 @@ class Refresh:
                     tiers=tiers,
                 )
             )
-            account.seeded_tiers.update(dict.fromkeys(tiers, generation))
+            account.seeded_tiers = {**account.seeded_tiers, **dict.fromkeys(tiers, generation)}
             account.admission = None
             account.seeded = generation
 

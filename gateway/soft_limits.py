@@ -16,6 +16,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ DUE_MAX = 100_000
 # As in soft_limits_announce: an event may be late for its window, but not by more than this.
 LATE_MS = 3_600_000
 NEVER_MICROCENTS = 2**63
+_DISTINCT_MAX = 4096
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 5.0
 _CLOSE_TIMEOUT_S = 1.0
@@ -74,8 +76,12 @@ class Watch:
         self.limits = account.limits
         self.soft_limits = account.soft_limits
         self.thresholds = thresholds
+        # The names are those of ``thresholds``, which all accounts with the same budgets share.
         self.by_kind = {
-            limit.kind: Standing(limit, thresholds[limit.kind]) for limit in account.limits if limit.kind in thresholds
+            kind: Standing(limit, of_kind)
+            for kind, of_kind in thresholds.items()
+            for limit in account.limits
+            if limit.kind == kind
         }
 
     def take_over(self, other: Watch) -> None:
@@ -181,7 +187,7 @@ class SoftLimits:
         if isinstance(watch, Watch) and watch.limits is account.limits and watch.soft_limits is account.soft_limits:
             return watch
         percents = self._rules().plan_of(account.plan).soft_limit_percents
-        thresholds = thresholds_of(account.limits, account.soft_limits, percents)
+        thresholds = _thresholds_of(account.limits, tuple(account.soft_limits.items()), tuple(percents))
         if isinstance(watch, Watch) and watch.thresholds == thresholds and watch.limits == account.limits:
             # The facts were read again, and say the same.
             watch.limits = account.limits
@@ -257,6 +263,14 @@ class SoftLimits:
             names = sorted(rules.plans, key=lambda name: name != rules.default_plan)
             self._plans = rules, (*_columns(ceilings), [name for name, _ in shares], [one for _, one in shares], names)
         return self._plans[1]
+
+
+@lru_cache(maxsize=_DISTINCT_MAX)
+def _thresholds_of(
+    limits: tuple[BudgetLimit, ...], soft_limits: tuple[tuple[str, int], ...], percents: tuple[int, ...]
+) -> Mapping[str, tuple[Threshold, ...]]:
+    """One mapping for all accounts with the same budgets, of which nearly all have some that others have."""
+    return thresholds_of(limits, dict(soft_limits), percents)
 
 
 def _columns(ceilings: Sequence[tuple[str, BudgetLimit]]) -> tuple[list[object], ...]:

@@ -56,6 +56,7 @@ def window_at(period: str, time_zone: str, week_start: int, at_ms: int) -> Windo
     return window
 
 
+@lru_cache(maxsize=1024)  # all accounts whose budgets have the same windows share them
 def _window_of_day(period: str, zone: ZoneInfo, week_start: int, day: date) -> Window:
     if period == "daily":
         first, after = day, day + timedelta(days=1)

@@ -94,6 +94,26 @@ async def test_changed_rules_change_the_limits_of_every_account(changing: Changi
     assert (gold.plan, gold.limits) == ("gold", ())
 
 
+async def test_accounts_with_the_same_budgets_share_them_until_rules_change(
+    changing: Changing, sql: Connection
+) -> None:
+    rows = "('a', 'monthly', 7), ('b', 'monthly', 7)"
+    await sql.execute(f"INSERT INTO budgets (account_id, period, hard_limit_microcents) VALUES {rows}")
+    one, two = changing.accounts.get("a"), changing.accounts.get("b")
+    await changing.accounts.load([one, two])
+    first = one.limits
+    assert [limit.hard_limit_microcents for limit in first] == [7]
+    assert two.limits is first
+    assert two.own is one.own
+    # Soft limits look whether it is the same object: of equal budgets new rules may announce other shares than before.
+    changing.rules = rules_of(free=(), gold=())
+    changing.accounts.rules_changed()
+    second = one.limits
+    assert (second, second is first) == (first, False)
+    await changing.accounts.load([one, two])
+    assert one.limits is two.limits is second
+
+
 async def test_loading_the_same_facts_again_keeps_what_admission_made_of_them(
     changing: Changing, sql: Connection
 ) -> None:
