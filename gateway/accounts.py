@@ -36,7 +36,7 @@ from gateway.database import QUERIES, Database, StoreError
 from gateway.policy.budgets import BudgetLimit, effective_limits
 from gateway.policy.free_tier import is_tier, tier_parts
 from gateway.policy.periods import time_zone_names
-from gateway.policy.rules import Rules
+from gateway.policy.rules import Plan, Rules
 from gateway.usage_events import WindowUsage
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 _BATCH_MAX = 500
 # After a failed refresh, before the next one.
 _REFRESH_PAUSE_S = 1.0
+# Budgets that are the same are one object, for however many accounts: less to make, and less memory to read. Most
+# accounts have those of a few kinds; more kinds than these are made anew.
+_KINDS_OF_BUDGETS_MAX = 4096
 NOT_LOADED = -1
 _NO_SOFT_LIMITS: Mapping[str, int] = {}
 
@@ -219,15 +222,10 @@ class Accounts:
     def rules_changed(self) -> None:
         """Plans changed: every account's limits are worked out anew. About 0.5 µs an account."""
         rules = self._rules()
-        worked_out: dict[tuple[tuple[BudgetLimit, ...], str], tuple[BudgetLimit, ...]] = {}
         for account in list(self._living.values()):
             plan = rules.plan_of(account.stored_plan)
-            key = (account.own, plan.name)
-            limits = worked_out.get(key)
-            if limits is None:
-                limits = worked_out[key] = effective_limits(account.own, plan.budgets)
             account.plan = plan.name
-            account.limits = limits
+            account.limits = _limits_under(plan, account.own)
             account.admission = None
 
     async def _refresh(self) -> None:
@@ -253,7 +251,7 @@ class Accounts:
                 continue  # an older answer that overtook a newer one
             plan = rules.plan_of(row["plan"])
             own, soft_limits = _own_limits(row["budgets"])
-            limits = effective_limits(own, plan.budgets)
+            limits = _limits_under(plan, own)
             if limits != account.limits or plan.name != account.plan or row["facts_version"] != account.version:
                 account.admission = None
             account.plan = plan.name
@@ -281,14 +279,27 @@ class Accounts:
             account.stored_plan = None
             plan = self._rules().plan_of(None)
             account.plan = plan.name
-            account.limits = effective_limits(account.own, plan.budgets)
+            account.limits = _limits_under(plan, account.own)
             account.admission = None
+
+
+def _limits_under(plan: Plan, own: tuple[BudgetLimit, ...]) -> tuple[BudgetLimit, ...]:
+    return _shared_limits(own, plan.budgets, plan.soft_limit_percents)
+
+
+@lru_cache(maxsize=_KINDS_OF_BUDGETS_MAX)
+def _shared_limits(
+    own: tuple[BudgetLimit, ...], of_plan: tuple[BudgetLimit, ...], _soft_limit_percents: tuple[int, ...]
+) -> tuple[BudgetLimit, ...]:
+    """Another object where the plan announces other shares: soft limits know by it that they are to look again."""
+    return effective_limits(own, of_plan)
 
 
 def _nobody_listens(_: Sequence[WindowUsage]) -> None:
     pass
 
 
+@lru_cache(maxsize=_KINDS_OF_BUDGETS_MAX)
 def _own_limits(budgets: str | None) -> tuple[tuple[BudgetLimit, ...], Mapping[str, int]]:
     """The rows of ``budgets`` as load_facts gives them: hard limits, and soft ones in microcents by kind."""
     if budgets is None:

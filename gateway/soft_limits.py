@@ -16,6 +16,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,15 @@ NEVER_MICROCENTS = 2**63
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 5.0
 _CLOSE_TIMEOUT_S = 1.0
+_KINDS_OF_LIMITS_MAX = 4096
 
 _log = structlog.get_logger()
+
+
+@lru_cache(maxsize=_KINDS_OF_LIMITS_MAX)
+def _shares_of(limits: tuple[BudgetLimit, ...], percents: tuple[int, ...]) -> Mapping[str, tuple[Threshold, ...]]:
+    """The thresholds of accounts without soft limits of their own: accounts with the same limits share them."""
+    return thresholds_of(limits, {}, percents)
 
 
 class Standing:
@@ -181,7 +189,11 @@ class SoftLimits:
         if isinstance(watch, Watch) and watch.limits is account.limits and watch.soft_limits is account.soft_limits:
             return watch
         percents = self._rules().plan_of(account.plan).soft_limit_percents
-        thresholds = thresholds_of(account.limits, account.soft_limits, percents)
+        thresholds: Mapping[str, tuple[Threshold, ...]] = (
+            thresholds_of(account.limits, account.soft_limits, percents)
+            if account.soft_limits
+            else _shares_of(account.limits, percents)
+        )
         if isinstance(watch, Watch) and watch.thresholds == thresholds and watch.limits == account.limits:
             # The facts were read again, and say the same.
             watch.limits = account.limits

@@ -13,6 +13,7 @@ PERIODS = ("daily", "weekly", "monthly", "total")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # A window that never ends: 9999-12-31T00:00:00Z, the last midnight that datetime and Postgres both know.
 FOREVER_MS = 253_402_214_400_000
+_WINDOWS_MAX = 4096  # kept: days times zones; accounts in the same window have the same object
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,6 +57,7 @@ def window_at(period: str, time_zone: str, week_start: int, at_ms: int) -> Windo
     return window
 
 
+@lru_cache(maxsize=_WINDOWS_MAX)
 def _window_of_day(period: str, zone: ZoneInfo, week_start: int, day: date) -> Window:
     if period == "daily":
         first, after = day, day + timedelta(days=1)
