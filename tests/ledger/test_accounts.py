@@ -70,6 +70,21 @@ async def test_facts_are_plan_version_and_the_lower_of_own_and_plan_limits(chang
     }
 
 
+async def test_accounts_with_the_same_budgets_share_them(changing: Changing, sql: Connection) -> None:
+    await sql.execute("INSERT INTO billing_accounts (account_id) VALUES ('a'), ('b'), ('c')")
+    await sql.execute(
+        """
+        INSERT INTO budgets (account_id, period, hard_limit_microcents) VALUES
+        ('a', 'weekly', 90), ('b', 'weekly', 90), ('c', 'weekly', 91)
+        """
+    )
+    a, b, c = accounts = [changing.accounts.get(name) for name in "abc"]
+    await changing.accounts.load(accounts)
+    assert a.limits is b.limits
+    assert a.own is b.own
+    assert c.limits != a.limits
+
+
 async def test_one_id_is_one_object_as_long_as_anybody_holds_it(database: Database, tasks: Tasks) -> None:
     accounts = Changing(database, tasks, entries_max=2).accounts
     held = accounts.get("held")
