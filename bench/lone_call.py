@@ -8,17 +8,14 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import uvloop
 
-from bench.admission_cost import CENT, POLICY, admission_at
+from bench.admission_cost import CENT, POLICY, admission_at, never_awake
 from bench.processes import pinned, split_cores
-from gateway import admission_lane
 from gateway.accounts import Account
 from gateway.admission import Admission, Ask
 from gateway.embedded import embedded_redis
@@ -36,15 +33,6 @@ class Figures:
     awake_us: float
     asleep_cpu_us: float
     awake_cpu_us: float
-
-
-@contextmanager
-def _never_awake() -> Iterator[None]:
-    before, admission_lane.ALONE_MIN = admission_lane.ALONE_MIN, 1 << 62
-    try:
-        yield
-    finally:
-        admission_lane.ALONE_MIN = before
 
 
 async def _asks(admission: Admission, account: Account, count: int) -> tuple[float, float]:
@@ -79,7 +67,7 @@ async def measure(redis_url: str, turns: int) -> Figures:
         account = Account("account")
         await _asks(admission, account, ASKS_IN_A_ROW)
         for _ in range(turns):
-            with _never_awake():
+            with never_awake():
                 asleep.append(await _asks(admission, account, ASKS_IN_A_ROW))
             awake.append(await _asks(admission, account, ASKS_IN_A_ROW))
     figures = [statistics.median(column) for rows in (asleep, awake) for column in zip(*rows, strict=True)]

@@ -18,6 +18,9 @@ def identifier_in(pieces: list[bytes], pointer: str) -> str | None:
 
     None where the answer is neither, is cut off, or has nothing there: the charge does not depend on it.
     """
+    first = _first_member(pointer).match(pieces[0])
+    if first is not None:  # the usual answer begins with its id: no need to read on
+        return first[1].decode()
     body = b"".join(pieces)
     if body.startswith(_GZIP_MAGIC):
         try:
@@ -36,7 +39,7 @@ def identifier_in(pieces: list[bytes], pointer: str) -> str | None:
 
 def _identifier_at(text: bytes, pointer: str) -> str | None:
     first = _first_member(pointer).match(text)
-    if first is not None:  # the usual answer begins with its id: no need to read on
+    if first is not None:
         return first[1].decode()
     try:
         value = json.loads(text.decode())

@@ -19,6 +19,7 @@ class Counters:
         self.upstream_connections = metrics.gauge("castgate_upstream_connections")
         self.upstream_addresses = metrics.gauge("castgate_upstream_addresses")
         self.upstream_ejections = metrics.counter("castgate_upstream_ejections_total")
+        self.policy_requests = metrics.counter("castgate_requests_total", kind="policy")
         self.unidentified_success = metrics.counter("castgate_unidentified_success_total")
         self._requests: dict[str, Counter] = {}
         self._casts: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -27,7 +28,7 @@ class Counters:
         self._upstream_errors: dict[str, Counter] = {}
 
     def request(self, kind: str) -> None:
-        """A request of a kind: policy, plain, hosted or refused."""
+        """A request of a kind: plain, hosted or refused. Those under a policy are ``policy_requests``."""
         counter = self._requests.get(kind)
         if counter is None:
             counter = self._requests[kind] = self._metrics.counter("castgate_requests_total", kind=kind)

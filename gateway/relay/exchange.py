@@ -79,7 +79,7 @@ class Exchange(Call):
             relay.counters.request("refused")
             self.refuse(refusals.doubtful_credentials(request.doubt))
         else:
-            relay.counters.request("policy")
+            relay.counters.policy_requests.add()
             self.policy = self.asked = match
             if match.body_bytes_max is not None:
                 self.body_bytes_max = match.body_bytes_max
