@@ -23,6 +23,7 @@ from zlib import crc32
 
 import structlog
 
+from gateway.account_record import AccountRecord, account_record
 from gateway.admission_batch import Ask, Known, Shape, windows_at
 from gateway.admission_holds import OpenHolds
 from gateway.admission_ladder import RETRY_AFTER_MS, Ladder
@@ -403,25 +404,25 @@ class Admission:
         lane = self._lane_of(account.account_id)
         limits = account.limits
         windows = dict(zip((limit.kind for limit in limits), windows_at(limits, lane.now_ms), strict=True))
-        fields = [f"{letter}:{kind}" for kind in windows for letter in "su"]
-        values: list[bytes | int | None] = [None] * (1 + len(fields))
+        record, held = AccountRecord(), 0
         if lane.is_up:
             with contextlib.suppress(RedisLostError):
-                values = await lane.call("HMGET", lane.account_key(account.account_id), "h", *fields)
+                record = account_record(await lane.call("GET", lane.account_key(account.account_id)))
+                held = record.held_microcents
         elif self._database is not None:
-            values[0] = await self._held_in_postgres(self._database, account.account_id)
-        held, *pairs = (None if value is None else int(value) for value in values)
-        used: dict[str, int] = {}
-        for (kind, window), start, amount in zip(windows.items(), pairs[::2], pairs[1::2], strict=True):
-            if start == window.start_ms and amount is not None:
-                used[kind] = amount
+            held = await self._held_in_postgres(self._database, account.account_id)
+        used = {
+            kind: amount
+            for kind, (start_ms, amount) in record.windows.items()
+            if kind in windows and start_ms == windows[kind].start_ms
+        }
         if len(used) < len(windows):
             seeded = (await self._accounts.seed([(account, windows)]))[account.account_id]
             usage = {kind: (windows[kind].start_ms, microcents) for kind, microcents in seeded.items()}
             lane.settled.seed(Seed(account_id=account.account_id, version=account.version, usage=usage))
             lane.settle_soon()
             used = {kind: max(microcents, used.get(kind, 0)) for kind, microcents in seeded.items()}
-        return BudgetState(used_microcents=used, held_microcents=held or 0)
+        return BudgetState(used_microcents=used, held_microcents=held)
 
     async def _held_in_postgres(self, database: "Database", account_id: str) -> int:
         row = await database.fetchrow(QUERIES["held_by_account"], account_id)

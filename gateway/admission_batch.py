@@ -106,11 +106,16 @@ class _Named:
         return self._index
 
 
-class Known(_Named):
-    """What admission remembers of an account: its windows now, and the text that says so to the script."""
+class Known:
+    """What admission remembers of an account: its windows now, and the texts that say so to the script."""
 
     __slots__ = (
+        "_batch",
+        "_head",
+        "_index",
         "_of_tiers",
+        "_tail",
+        "_windows_text",
         "account_id",
         "exhausted",
         "generation",
@@ -140,8 +145,23 @@ class Known(_Named):
             [limit.kind, window.start_ms, window.end_ms, limit.hard_limit_microcents]
             for limit, window in zip(self.limits, windows, strict=True)
         ]
-        entry = [account.account_id, self.version, rows, *([1] if rolling_until_s else [])]
-        super().__init__(_json(entry))
+        self._windows_text = _json(rows)
+        self._head = f"{_json(account.account_id)},{self.version},"
+        self._tail = ",1,0" if rolling_until_s else ",0,0"
+        self._batch = 0
+        self._index = 0
+
+    def index_in(self, batch: int, texts: list[str], windows: dict[str, int]) -> int:
+        """As ``_Named.index_in``; ``windows`` are the texts of the windows in the batch, and their numbers.
+
+        Accounts with the same limits have the same.
+        """
+        if self._batch != batch:
+            self._batch = batch
+            place = windows.setdefault(self._windows_text, len(windows) + 1)
+            texts.append(f"{self._head}{place}{self._tail}")
+            self._index = len(texts)
+        return self._index
 
     def has(self, known: "Known") -> bool:
         """Whether ``known`` is this, or this with a free tier."""
@@ -174,9 +194,7 @@ class KnownOfTier(Known):
             # Each count is told to Redis by itself: one that was not told may be there from an old snapshot.
             self.generation = min(base.generation, account.seeded_tiers.get(shape.tier_kind, 0))
         row = [shape.tier_kind, self.window.start_ms, self.window.end_ms, tier.units, *tier.price]
-        entry = json.loads(self.text)
-        entry[3:] = [1 if base.rolling_until_s else 0, row]
-        self.text = _json(entry)
+        self._tail = f",{1 if base.rolling_until_s else 0},{_json(row)}"
 
     def covers(self, at_ms: int) -> bool:
         return self.window.start_ms <= at_ms < self.window.end_ms and super().covers(at_ms)
@@ -232,9 +250,11 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
     """
     accounts: list[str] = []
     shapes: list[str] = []
+    windows: dict[str, int] = {}
     calls: list[str] = []
     hold_ids: list[str] = []
-    first: Ask | None = None  # of the calls alike whose ids are being gathered
+    count = 0
+    first: Ask | None = None  # of calls alike, of which there are ``count``
     for ask in asks:
         if first is not None:
             if (
@@ -246,28 +266,33 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
                 and ask.key == first.key
             ):
                 hold_ids.append(ask.hold_id)
+                count += 1
                 continue
-            calls.append(_calls_text(number, first, hold_ids, accounts, shapes))
+            calls.append(_calls_text(number, first, count, accounts, shapes, windows))
         first = ask
-        hold_ids = [ask.hold_id]
+        hold_ids.append(ask.hold_id)
+        count = 1
     if first is not None:
-        calls.append(_calls_text(number, first, hold_ids, accounts, shapes))
+        calls.append(_calls_text(number, first, count, accounts, shapes, windows))
     said = f'"{beat}"' if beat else "0"
     parts = f"[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}"
-    return f"[{epoch},{said},{parts},{seq_known},{number}]"
+    ids = '","'.join(hold_ids)
+    quoted = f'"{ids}"' if hold_ids else ""
+    return f"[{epoch},{said},{parts},{seq_known},{number},[{','.join(windows)}],[{quoted}]]"
 
 
-def _calls_text(number: int, ask: Ask, hold_ids: list[str], accounts: list[str], shapes: list[str]) -> str:
+def _calls_text(
+    number: int, ask: Ask, count: int, accounts: list[str], shapes: list[str], windows: dict[str, int]
+) -> str:
     known, keys = ask.known, ask.rate_keys
-    account = 0 if known is None else known.index_in(number, accounts)
+    account = 0 if known is None else known.index_in(number, accounts, windows)
     shape = ask.shape.index_in(number, shapes)
     # Nearly every limit is the account's.
     is_own = known is not None and (keys == (known.account_id,) or not keys)
     values = "0" if is_own else f"[{_quoted(keys)}]"
     weights = "0" if ask.weights is None else f"[{','.join(map(str, ask.weights))}]"
-    ids = '","'.join(hold_ids)
-    terms = f',{ask.units},"{ask.key}"' if ask.key else f",{ask.units}" if ask.units else ""
-    return f'[{account},{ask.hold_microcents},{shape},{weights},{values},["{ids}"]{terms}]'
+    digest = f'"{ask.key}"' if ask.key else "0"
+    return f"{account},{ask.hold_microcents},{shape},{weights},{values},{count},{ask.units},{digest}"
 
 
 def key_value(value: str) -> str:

@@ -54,8 +54,6 @@ ALONE_MIN = 8
 REJOIN_S = 0.01
 # A connection that lasted so long is tried again at once when it breaks: most that break are no outage.
 HURRY_S = 1.0
-# A version without windows is kept for longer than any seed that was read before it can be on its way.
-FACTS_TTL_MS = 86_400_000
 # Changes of facts that could not be told to Redis; more would be accounts that other workers know by their old facts
 # until they read them again.
 VERSIONS_MAX = 10_000
@@ -524,7 +522,7 @@ class Lane:
             return False
 
     async def _raise_version(self, link: RedisLink, account_id: str, version: int) -> None:
-        await link.call("EVAL", FACTS.source, 1, self.account_key(account_id), version, FACTS_TTL_MS)
+        await link.call("EVAL", FACTS.source, 1, self.workers_key, account_id, version)
 
     async def _tell_versions(self, link: RedisLink) -> None:
         for account_id, version in list(self._versions.items()):

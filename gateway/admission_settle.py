@@ -148,7 +148,10 @@ class Settled:
             + ([_rows(seed.tiers)] if seed.tiers else [])
             for seed in self.seeds
         ]
-        usages = [[account_id, _rows(usage)] for account_id, usage in self.usages.items()]
+        usages: list[str | int] = []
+        for account_id, usage in self.usages.items():
+            for kind, (start_ms, used) in usage.items():
+                usages += (account_id, kind, start_ms, used)
         removes = [
             [worker_id, flag, ids]
             for waiting, flag in ((self.posted, 1), (self.voided, 0))

@@ -61,7 +61,7 @@ def teller(settings: Redis) -> Callable[[str, int], Awaitable[None]]:
             async with asyncio.timeout(settings.connect_timeout_s):
                 link = await topology_of(settings).connect(partition, lost=lambda _: None)
                 try:
-                    await link.call("EVAL", FACTS.source, 1, f"cg:{{{partition}}}:a:{account_id}", version)
+                    await link.call("EVAL", FACTS.source, 1, f"cg:{{{partition}}}:workers", account_id, version)
                 finally:
                     link.close()
         except (RedisLostError, TimeoutError) as error:

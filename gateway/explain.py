@@ -41,7 +41,7 @@ from gateway.policy.free_tier import FreeTier
 from gateway.policy.routes import Ambiguous, RouteTable
 from gateway.policy.rules import SHADOW, Policy
 from gateway.policy.verdicts import StoreUnavailable
-from gateway.redis_store import ADMISSION_MODULES, RedisLostError, read_script
+from gateway.redis_store import LIMIT_PARTS, RedisLostError, read_script
 from gateway.redis_topology import topology_of
 from gateway.relay import conformance, heads
 from gateway.relay.rate_keys import call_weights, rate_key
@@ -51,7 +51,7 @@ from gateway.tasks import Tasks
 if TYPE_CHECKING:
     from gateway.admission_lane import Lane
 
-EXPLAIN = read_script("input", "explain", modules=ADMISSION_MODULES)
+EXPLAIN = read_script("parts", "input", "reads", "accounts", "limits", "explain", parts=("tiers", *LIMIT_PARTS))
 HEADERS_MAX = 128
 
 

@@ -114,7 +114,7 @@ class _Seen:
     holds: int | None = None
     starts: dict[str, int] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
-    rolled: frozenset[str] = frozenset()
+    rolled: set[str] = field(default_factory=set)
 
 
 class Reconciler:
@@ -368,17 +368,15 @@ def _lost(seen: _Seen | None, known: set[tuple[str, int]]) -> list[WindowLine]:
 
 
 def _seen(reply: list[object], *, are_holds_known: bool) -> _Seen:
-    held, holds, fields = reply
+    held, holds, windows = reply
     assert isinstance(held, int)
     assert isinstance(holds, int)
-    assert isinstance(fields, list)
+    assert isinstance(windows, list)
     seen = _Seen(held=held, holds=holds if are_holds_known else None)
-    for name, value in zip(fields[::2], fields[1::2], strict=True):
-        letter, _, kind = name.decode().partition(":")
-        if letter == "s":
-            seen.starts[kind] = int(value)
-        elif letter == "u":
-            seen.used[kind] = int(value)
-        elif letter == "r":
-            seen.rolled = frozenset(value.decode().split())
+    for name, start_ms, used, is_rolled in zip(*(iter(windows),) * 4, strict=True):
+        kind = name.decode()
+        seen.starts[kind] = start_ms
+        seen.used[kind] = used
+        if is_rolled:
+            seen.rolled.add(kind)
     return seen

@@ -16,8 +16,6 @@ from gateway.reconcile import AccountLine, Reconciler
 from gateway.redis_store import FACTS
 from gateway.redis_tell import Teller
 
-# As admission_lane.FACTS_TTL_MS: a version without windows is kept for longer than any seed is on its way.
-_FACTS_TTL_MS = 86_400_000
 _CASTS_BATCH = 500
 
 
@@ -120,8 +118,7 @@ async def _repair_windows(
     await redis.tell()
     for account_id, version in (await _versions(database, exact)).items():
         partition = redis.partition_of(account_id)
-        key = f"cg:{{{partition}}}:a:{account_id}"
-        await redis.call(partition, "EVAL", FACTS.source, 1, key, version, _FACTS_TTL_MS)
+        await redis.call(partition, "EVAL", FACTS.source, 1, f"cg:{{{partition}}}:workers", account_id, version)
 
 
 async def _differences(reconciler: Reconciler, account_ids: Sequence[str]) -> dict[str, tuple[Usage, Usage]]:

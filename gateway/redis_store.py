@@ -7,6 +7,7 @@ the bytes are read by hiredis.
 
 import asyncio
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,30 +36,51 @@ class Script:
     sha: str
 
 
-def read_script(*names: str, modules: Sequence[str] = ()) -> Script:
-    """The script made of ``gateway/lua/<name>.lua``, in the order given; ``modules`` are run when the last of them uses
-    them, see ``lua/modules.lua``."""
-    folder = files("gateway").joinpath("lua")
+def read_script(*names: str, parts: Sequence[str] = ()) -> Script:
+    """The script made of ``gateway/lua/<name>.lua``, in the order given; ``parts`` run when they are asked for.
 
-    def text(name: str) -> bytes:
-        return folder.joinpath(f"{name}.lua").read_bytes()
-
-    parts = [text(name) for name in names]
-    if modules:
-        functions = b"".join(b"%b = function()\n%bend,\n" % (name.encode(), text(name)) for name in modules)
-        parts = [text("modules"), *parts[:-1], b"files = {\n%b}\n" % functions, parts[-1]]
-    source = b"\n".join(parts)
+    They stand before the last file: see ``lua/parts.lua``.
+    """
+    constants: dict[bytes, bytes] = {}
+    *before, last = (_without_constants(name, constants) for name in names)
+    if parts:
+        branches = [
+            b"if name == '%b' then\n%b" % (name.encode(), _without_constants(name, dict(constants))) for name in parts
+        ]
+        before.append(b"run = function(name, given)\n%bend\nend\n" % b"else".join(branches))
+    source = b"\n".join((*before, last))
     return Script(source=source, sha=hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
-ADMISSION_MODULES = ("accounts", "holds", "tiers", "limits", *(f"limits_{algorithm}" for algorithm in ALGORITHMS))
-ADMIT = read_script("input", "admit", modules=(*ADMISSION_MODULES, "settle", "decide"))
-RESTORE = read_script("input", "restore", modules=ADMISSION_MODULES)
+# local NAME = 1, and several: what stands in capitals is a constant, of this file and those after it.
+_CONSTANTS = re.compile(rb"(?m)^local ([A-Z][A-Z_]+(?:, [A-Z][A-Z_]+)*) = ((?:[0-9]|'[^']*').*?)(?: +--.*)?\n")
+
+
+def _without_constants(name: str, constants: dict[bytes, bytes]) -> bytes:
+    """A file with what its constants are in place of their names; its own join ``constants``."""
+    source = files("gateway").joinpath("lua", f"{name}.lua").read_bytes()
+    for found in _CONSTANTS.finditer(source):
+        values = [b"(%b)" % value if b" " in value else value for value in found[2].split(b", ")]
+        constants.update(zip(found[1].split(b", "), values, strict=True))
+    source = _CONSTANTS.sub(b"", source)
+    if not constants:
+        return source
+    return re.sub(rb"(?<![\w.])(?:%b)\b(?! = )" % b"|".join(constants), lambda found: constants[found[0]], source)
+
+
+LIMIT_PARTS = tuple(f"limits_{algorithm}" for algorithm in ALGORITHMS)
+ADMIT = read_script(
+    *("input", "fence", "parts", "reads", "accounts", "holds", "books", "limits", "admit"),
+    parts=("settle", "decide", "tiers", "rolled", *LIMIT_PARTS),
+)
+RESTORE = read_script(
+    *("parts", "input", "reads", "accounts", "holds", "books", "restore"), parts=("tiers", "limits_concurrency")
+)
 JOIN = read_script("join")
 OPENS = read_script("opens")
-FACTS = read_script("facts")
-ORPHANS = read_script("orphans")
-DRIFT = read_script("drift", modules=("tiers",))
+FACTS = read_script("parts", "partition", "reads", "accounts", "facts", parts=("tiers",))
+ORPHANS = read_script("partition", "holds", "orphans")
+DRIFT = read_script("parts", "partition", "reads", "accounts", "holds", "drift", parts=("tiers",))
 
 
 def encoded(*parts: str | int | bytes) -> bytes:

@@ -1,7 +1,7 @@
 -- Decides calls in the order they came, all or nothing each: facts, then budgets in the order sent, then rate limits in the
 -- policy's order. Only a call that passes all of them takes from any of them. Outcomes:
 --   0                            admitted
---   [0, [left, ms, …]]           the same under a policy that tells what its limits have left, see limits.left_of
+--   [0, [left, ms, …]]           the same under a policy that tells what its limits have left, left and ms of each
 --   [1, window index, taken, need or absent]   a budget is spent: used + held is `taken`; `need` under a free tier, where the
 --                                call would have had to hold that and not its amount
 --   [2, limit index, wait_ms]    too many calls
@@ -9,133 +9,142 @@
 --   [4]  COLD                    the account, or the window that now is, is not known here: seed it
 --   [5]  WINDOW                  `now` is outside a window that was sent: work them out again
 
-local accounts, holds, limits = use('accounts'), use('holds'), use('limits')
 local ADMITTED, BUDGET, RATE, STALE, COLD, OUTSIDE = 0, 1, 2, 3, 4, 5
 
--- nil where the caller knows the account as it is, else the outcome that says what to do first.
-local function facts_outcome(account, version, windows, rolling)
-  if not account.version then return {COLD} end
+local states = given  -- of the limits of each call, as in its policy, one call after the other
+local entries, shapes, calls, ids, windows_of = input[3], input[4], input[5], input[10], input[9]
+local rooms, tier_windows = {}, {}
+
+-- nil where the caller knows the account as it is, else the outcome that says what to do first. Then rooms[entry] is how much
+-- may be held at most: what the window with the least of it has left; and tier_windows[entry] the window of its free tier.
+-- Worked out once a batch for each account and version, while all is well: only the version can change within a batch.
+local function entry_outcome(entry, account, version, windows, rolling, tier)
+  if account.version < 0 then return {COLD} end
   if account.version > version then return {STALE, account.version} end
+  if rooms[entry] and account.version == version then return nil end
+  local room = math.huge
   for _, window in ipairs(windows) do
     local kind, start = window[1], window[2]
     if now < start or now >= window[3] then return {OUTSIDE} end
-    local present = account.start[kind]
-    if present ~= start then
-      if not (rolling and present and present < start) then return {COLD} end
-      accounts.roll_over(account, kind, start)
-    elseif account.rolled and account.rolled[kind] and not rolling then
+    local at = window_place(account, kind)
+    if not at then return {COLD} end
+    if account[at + START] ~= start then
+      if rolling == 0 or account[at + START] > start then return {COLD} end
+      use('rolled').roll_over(account, at, start)
+    elseif account[at + ROLLED] == 1 and rolling == 0 then
       return {COLD}
     end
+    room = math.min(room, window[4] - account[at + USED])
   end
   if account.version < version then
     account.version = version
-    accounts.set(account, 'v', version)
+    account_touch(account)
   end
-end
-
--- The same for the window of a free tier, {kind, start, end, limit, num, den}; entry.tier is it, where it is known.
-local function tier_outcome(entry, account, row, rolling)
-  local kind, start = row[1], row[2]
-  if now < start or now >= row[3] then return {OUTSIDE} end
-  local tiers = use('tiers')
-  local window = tiers.window_at(account, kind, start)
-  if not (window and window[tiers.USED]) then
-    local newest = tiers.load(account, kind)[1]
-    if window or not (rolling and newest and newest[tiers.START] < start) then return {COLD} end
-    window = tiers.open(account, kind, start, 0)  -- as accounts.roll_over; the ledger's first word of it is all that counts
+  if tier ~= 0 then
+    local in_the_way
+    in_the_way, tier_windows[entry] = use('tiers').window_for(account, tier, rolling == 1)
+    if in_the_way then return {in_the_way} end
   end
-  tiers.price(account, kind, window, row[4], row[5], row[6])
-  entry.tier = window
+  rooms[entry] = room
 end
 
--- Once a batch for each account and version, while all is well: only the version can change within a batch.
-local function entry_outcome(entry)
-  local account = entry.account or accounts.load(entry[1], entry[3])
-  entry.account = account
-  if entry.fits and account.version <= entry[2] then return nil end
-  local outcome = facts_outcome(account, entry[2], entry[3], entry[4] == 1)
-  if entry[5] and not outcome then outcome = tier_outcome(entry, account, entry[5], entry[4] == 1) end
-  entry.fits = not outcome
-  return outcome
-end
+local reply = {now}
+local new = book_of(worker).new
+local ids_before, states_before = 0, 0
 
--- The first window without room, or nil.
-local function budget_outcome(windows, used, held, amount)
-  for i, window in ipairs(windows) do
-    local taken = used[window[1]] + held
-    if taken + amount > window[4] then return {BUDGET, i - 1, taken} end
-  end
-end
-
--- The first rate limit without room, or nil.
-local function rate_outcome(rows, states, weights)
-  for i, row in ipairs(rows) do
-    local state = states[i]
-    local wait = state.limiter.wait(state, row, weights[i])
-    if wait > 0 then return {RATE, i - 1, wait} end
-  end
-end
-
-local own_book = holds.book_of(worker)
-
--- What the hold must remember for the ledger; nil for nearly all.
-local function terms_of(entry, call, shape)
-  local row, key = entry and entry[5], call[8]
-  if row then return {row[1], row[2], row[3], call[7], row[4], key or false, key and shape[5] or false} end
-  if key then return {false, false, false, false, false, key, shape[5]} end
-end
-
--- Like calls that came one after another; what they share is looked up once. Their outcomes go to the end of `reply`.
-local function decide(call, reply)
-  local units = call[7]  -- under a free tier
-  local entry, amount, shape, weights, values, ids = input[3][call[1]], call[2], input[4][call[3]], call[4], call[5], call[6]
-  local account
-  if entry then
-    local outcome = entry_outcome(entry)
-    if outcome then
-      for _ = 1, #ids do reply[#reply + 1] = outcome end
-      return
-    end
-    account = entry.account
-  end
-
-  local rows = shape[2]
+for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; what they share is looked up once
+  local entry, amount, shape_index, weights, _, count, units, key = unpack(calls, at, at + CALL_SIZE - 1)
+  local shape = shapes[shape_index]
+  local rows, tells, packed = shape[2], shape[4] == 1, nil
   if weights == 0 then weights = shape[3] end
-  local states, packed
-  local held = account and account.held
-  local tier = account and entry.tier
-  local tiers = tier and use('tiers')
-  local need = amount
-  for _, id in ipairs(ids) do
-    if tier then need = tiers.reserve_for(tier, tier[tiers.HELD] + units) - tier[tiers.RESERVE] end
-    local outcome = account and need > 0 and budget_outcome(entry[3], account.used, held, need)
-    if outcome and tier then outcome[4] = need end
-    if not outcome then
-      if not states then
-        states = {}
-        for i, row in ipairs(rows) do states[i] = limits.load(row, values == 0 and entry[1] or values[i]) end
+  local id, version, windows, rolling, tier_row = '', 0, 0, 0, 0
+  local account, not_yet, tier, tiers, held, room
+  if entry > 0 then
+    id, version, windows, rolling, tier_row = unpack(entries, ENTRY_SIZE * (entry - 1) + 1, ENTRY_SIZE * entry)
+    windows = windows_of[windows]
+    account = account_of(id)
+    not_yet = entry_outcome(entry, account, version, windows, rolling, tier_row)
+    tier, held, room = tier_windows[entry], account.held, rooms[entry]
+    tiers = tier and use('tiers')
+  end
+  if not not_yet then
+    for i, row in ipairs(rows) do
+      local state = states[states_before + i]
+      if state.stage == NEW then
+        state.stage = LOADED
+        row.limiter.load(state, row)
       end
-      outcome = rate_outcome(rows, states, weights)
+    end
+  end
+
+  local need = amount
+  for call = ids_before + 1, ids_before + count do
+    local hold_id, outcome = ids[call], not_yet
+    if not outcome and tier then need = tiers.need_of(tier, units) end
+    if not outcome and account and need > 0 and need > room - held then
+      for i, window in ipairs(windows) do
+        local used = account[window_place(account, window[1]) + USED]
+        if not outcome and need > window[4] - used - held then outcome = {BUDGET, i - 1, used + held, tier and need} end
+      end
+    end
+    if not outcome then
+      for i, row in ipairs(rows) do
+        local state = states[states_before + i]
+        local wait = row.limiter.wait(state, row, weights[i])
+        if wait > 0 then
+          outcome = {RATE, i - 1, wait}
+          break
+        end
+      end
     end
     if not outcome then
       outcome = ADMITTED
-      for i, row in ipairs(rows) do limits.take(states[i], row, weights[i], id) end
-      if shape[4] == 1 then outcome = {ADMITTED, limits.left_of(rows, states)} end
-      if id ~= '' then
-        if account then held = held + need end
-        if tier then
-          tier[tiers.HELD] = tier[tiers.HELD] + units
-          tier[tiers.RESERVE] = tier[tiers.RESERVE] + need
+      for i, row in ipairs(rows) do
+        local state = states[states_before + i]
+        if state.stage ~= TAKEN then
+          state.stage = TAKEN
+          limits_taken[#limits_taken + 1] = state
+          limits_taken[#limits_taken + 1] = row
         end
-        packed = packed or
-          holds.packed(entry and entry[1] or '', amount, shape[1], limits.slots_of(rows, states), terms_of(entry, call, shape))
-        holds.add(own_book, id, packed)
+        state.taken = state.taken + weights[i]
+        if row.limiter.enter then row.limiter.enter(state, hold_id) end
+      end
+      if tells then
+        local left = {}
+        for i, row in ipairs(rows) do
+          local state = states[states_before + i]
+          left[2 * i - 1], left[2 * i] = row.limiter.left(state, row)
+        end
+        outcome = {ADMITTED, left}
+      end
+      if hold_id ~= '' then
+        if account then held = held + need end
+        if tier then tiers.take(tier, units, need) end
+        if not packed then
+          -- The concurrency limits in which it counts until it has ended, and what it must remember for the ledger: nearly none.
+          local slots, terms
+          for i, row in ipairs(rows) do
+            if row.limiter.enter then
+              slots = slots or {}
+              slots[#slots + 1] = string.sub(states[states_before + i].key, #prefix + 1)
+            end
+          end
+          if tier_row ~= 0 then
+            local kind, start, ends, free = unpack(tier_row)
+            terms = {kind, start, ends, units, free, key ~= 0 and key, key ~= 0 and shape[5]}
+          elseif key ~= 0 then
+            terms = {false, false, false, false, false, key, shape[5]}
+          end
+          packed = hold_packed(amount, now, id, shape[1], slots, terms)
+        end
+        new[#new + 1] = hold_id
+        new[#new + 1] = packed
       end
     end
     reply[#reply + 1] = outcome
   end
-  if account and held ~= account.held then accounts.hold(account, held - account.held) end
-  if tier then accounts.set(account, 'f:' .. entry[5][1], true) end
+  ids_before, states_before = ids_before + count, states_before + #rows
+  if account and not not_yet and held ~= account.held then account_hold(account, held - account.held) end
+  if tier and not not_yet then account_touch(account) end
 end
-
-return decide
+return reply

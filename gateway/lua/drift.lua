@@ -1,14 +1,13 @@
 -- What is known here of accounts, all of one moment: for castgate reconcile and the drift metrics.
 -- KEYS[1] cg:{p}:workers   ARGV[1] how many holds are looked through at most   ARGV[2] holds older than this many ms are listed
--- ARGV[3] JSON: [account id, …]   ARGV[4] JSON: [account id, …] whose `h` is set to what their holds come to
+-- ARGV[3] JSON: [account id, …]   ARGV[4] JSON: [account id, …] whose `held` is set to what their holds come to
 -- Reply: [holds looked through, or -1 where there are too many, [account, …], [worker id, hold id, account id, amount, …]]
---   account: [held, sum of its holds, [field, value, …]]; all of it empty where the account is not known here. A free tier's
+--   account: [held, sum of its holds, [kind, start_ms, used, rolled (1 or 0), …]]; all of it empty where the account is not known here. A free tier's
 --            newest window is shown as other windows are, in units
 -- Redis serves nobody else meanwhile: some 2 µs a hold.
-local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local OLD_MAX = 1000
+local TERMS_KIND, TERMS_START, TERMS_UNITS = 1, 2, 4
+local TIER_START, TIER_USED, TIER_HELD, TIER_RESERVE = 1, 2, 3, 7
 local tiers = use('tiers')
 
 local books, count = {}, 0
@@ -21,74 +20,70 @@ end
 -- What the free tiers of an account hold if its calls do: all of it comes from their holds and what was used.
 local units = {}  -- account id -> kind, start -> held
 
-local function tiers_of(id, fields)
-  local reserve, packed, shown = 0, {}, {}
-  for i = 1, #fields, 2 do
-    local kind = string.match(fields[i], '^f:(.*)$')
-    if kind then
-      local windows = cmsgpack.unpack(fields[i + 1])
-      for _, window in ipairs(windows) do
-        window[tiers.HELD] = (units[id] or {})[kind .. ' ' .. string.format('%.0f', window[tiers.START])] or 0
-        window[tiers.RESERVE] = tiers.reserve_for(window, window[tiers.HELD])
-        reserve = reserve + window[tiers.RESERVE]
-      end
-      if windows[1] and windows[1][tiers.USED] then
-        shown[#shown + 1] = 's:' .. kind
-        shown[#shown + 1] = string.format('%.0f', windows[1][tiers.START])
-        shown[#shown + 1] = 'u:' .. kind
-        shown[#shown + 1] = string.format('%.0f', windows[1][tiers.USED])
-      end
-      packed[#packed + 1] = fields[i]
-      packed[#packed + 1] = tiers.packed(windows)
+local function tiers_hold(id, account)
+  local reserve = 0
+  for kind, windows in pairs(tiers.all_of(account)) do
+    for _, window in ipairs(windows) do
+      window[TIER_HELD] = (units[id] or {})[kind .. ' ' .. string.format('%.0f', window[TIER_START])] or 0
+      window[TIER_RESERVE] = tiers.reserve_for(window, window[TIER_HELD])
+      reserve = reserve + window[TIER_RESERVE]
     end
   end
-  return reserve, packed, shown
+  return reserve
 end
 
 local sums, old = {}, {}
 local is_known = count <= tonumber(ARGV[1])
 if is_known then
-  local unpacked = {}
   for _, book in ipairs(books) do
     local fields = redis.call('HGETALL', book[2])
     for i = 1, #fields, 2 do
-      local id, text = fields[i], fields[i + 1]
-      if id ~= 'epoch' and id ~= 'seq' then
-        local record = unpacked[text] or cmsgpack.unpack(text)
-        unpacked[text] = record
-        local terms = record[6]
-        if terms and terms[tiers.TERMS_KIND] then
-          local of_account, tier = units[record[1]] or {}, terms[tiers.TERMS_KIND] .. ' ' .. string.format('%.0f', terms[tiers.TERMS_START])
-          units[record[1]] = of_account
-          of_account[tier] = (of_account[tier] or 0) + terms[tiers.TERMS_UNITS]
+      local hold_id = fields[i]
+      if hold_id ~= 'epoch' and hold_id ~= 'seq' then
+        local amount, admitted, id, _, _, terms = hold_unpacked(fields[i + 1])
+        if terms and terms[TERMS_KIND] then
+          local of_account = units[id] or {}
+          local tier = terms[TERMS_KIND] .. ' ' .. string.format('%.0f', terms[TERMS_START])
+          units[id] = of_account
+          of_account[tier] = (of_account[tier] or 0) + terms[TERMS_UNITS]
         else
-          sums[record[1]] = (sums[record[1]] or 0) + record[2]
+          sums[id] = (sums[id] or 0) + amount
         end
-        if now - record[3] > tonumber(ARGV[2]) and #old < 4 * OLD_MAX then
-          for _, part in ipairs({book[1], id, record[1], record[2]}) do old[#old + 1] = part end
+        if now - admitted > tonumber(ARGV[2]) and #old < 4 * OLD_MAX then
+          for _, part in ipairs({book[1], hold_id, id, amount}) do old[#old + 1] = part end
         end
       end
     end
   end
   for _, id in ipairs(cjson.decode(ARGV[4])) do
-    local key = prefix .. 'a:' .. id
-    if redis.call('EXISTS', key) == 1 then
-      local reserve, packed = tiers_of(id, redis.call('HGETALL', key))
-      redis.call('HSET', key, 'h', (sums[id] or 0) + reserve, unpack(packed))
+    local account = account_of(id)
+    if text_of(account.key) then
+      account.held = tiers_hold(id, account) + (sums[id] or 0)
+      account_touch(account)
     end
   end
+  accounts_store()
 end
 
-local accounts = {}
-for _, id in ipairs(cjson.decode(ARGV[3])) do
-  local key = prefix .. 'a:' .. id
-  if redis.call('EXISTS', key) == 1 then
-    local fields = redis.call('HGETALL', key)
-    local reserve, _, shown = tiers_of(id, fields)
-    for _, value in ipairs(shown) do fields[#fields + 1] = value end
-    accounts[#accounts + 1] = {tonumber(redis.call('HGET', key, 'h')) or 0, (sums[id] or 0) + reserve, fields}
-  else
-    accounts[#accounts + 1] = {}
+local function shown(account)
+  local windows = {}
+  for at, part in ipairs(account) do windows[at] = part end
+  for kind, of_tier in pairs(tiers.all_of(account)) do
+    local newest = of_tier[1]
+    if newest and newest[TIER_USED] then
+      for _, part in ipairs({kind, newest[TIER_START], newest[TIER_USED], 0}) do windows[#windows + 1] = part end
+    end
+  end
+  return windows
+end
+
+local found = {}
+for i, id in ipairs(cjson.decode(ARGV[3])) do
+  local account = account_of(id)
+  found[i] = {}
+  if text_of(account.key) then
+    local held = account.held
+    found[i] = {held, (sums[id] or 0) + tiers_hold(id, account), shown(account)}
   end
 end
-return {is_known and count or -1, accounts, old}
+return {is_known and count or -1, found, old}

@@ -1,6 +1,7 @@
 -- A worker that has just connected, or was told LOST, finds out whether this Redis still knows what the workers know.
 -- KEYS[1] cg:{p}:life           hash: the generation of this partition's data
 --           g       its id, "<number>.<random>"      run    the server process that it lives in
+--           layout  how accounts, limits and holds are written
 --           opens   Redis ms from when on calls are admitted      m:<worker>  how far the worker is, see opens.lua
 -- KEYS[2] the worker's book     KEYS[3] cg:{p}:swept:<worker>, there where a sweeper took the book for a dead worker's
 -- ARGV[1] run id of the server  ARGV[2] the generation that the worker knows, or ''   ARGV[3] random part of a new one
@@ -12,7 +13,10 @@
 -- find it begun. In the next one every worker puts its own holds in place again before anybody admits. Each has a higher
 -- number than all that are known here and to the worker: one that is not higher than a worker's own, and not that, is of a
 -- server that others left behind (a former primary that is one again), and lacks what was held since.
-local life = redis.call('HMGET', KEYS[1], 'g', 'run', 'opens')
+-- Of any other layout nothing can be read: such data are as good as lost, and the holds of workers that wrote them are dropped.
+local LAYOUT = '2'
+
+local life = redis.call('HMGET', KEYS[1], 'g', 'run', 'opens', 'layout')
 local book = redis.call('HMGET', KEYS[2], 'epoch', 'seq')
 local swept = redis.call('DEL', KEYS[3]) == 1
 local time = redis.call('TIME')
@@ -25,6 +29,8 @@ end
 local why, whole = '', 0
 if not life[1] then
   why = 'empty'
+elseif life[4] ~= LAYOUT then
+  why = 'layout'
 elseif life[2] ~= ARGV[1] then
   why = 'replaced'
 elseif life[1] == ARGV[2] then
@@ -47,9 +53,10 @@ if why ~= '' then
   -- answers LOST.
   local prefix = string.sub(KEYS[1], 1, -#'life' - 1)
   for _, other in ipairs(redis.call('ZRANGE', prefix .. 'workers', 0, -1)) do
-    redis.call('HDEL', prefix .. 'h:' .. other, 'epoch')
+    local other_book = prefix .. 'h:' .. other
+    if why == 'layout' then redis.call('DEL', other_book) else redis.call('HDEL', other_book, 'epoch') end
   end
-  redis.call('HSET', KEYS[1], 'g', generation, 'run', ARGV[1], 'opens', opens)
+  redis.call('HSET', KEYS[1], 'g', generation, 'run', ARGV[1], 'opens', opens, 'layout', LAYOUT)
 end
 redis.call('HSET', KEYS[2], 'epoch', ARGV[4])
 return {generation, math.max(0, opens - now), whole, why}

@@ -1,62 +1,35 @@
--- Rate limits. Each algorithm is a module of its own, limits_<algorithm>.lua, which returns
---   load(key, row)            -> state of one limiter, read once a batch
---   wait(state, row, weight)  -> 0 if a call of `weight` may pass now, else after how many ms it could
---   take(state, row, weight, hold_id)
---   left(state, row)          -> how much may pass yet, and after how many ms there is more (-1: nobody can say); asked only
---                                once something has been taken
---   store(state)              -> writes a state that was taken from; every key it writes expires
--- `row` is [algorithm, limit, window_ms, burst, key prefix]; the key names algorithm and window, so that a changed policy
--- never meets another algorithm's data. The limit is not in the key: a plan may change it and the count goes on.
-
+-- Rate limits. Each algorithm is a part of its own, limits_<algorithm>.lua, which returns
+--   new(key, row)            -> state of one limiter: {key = …, stage = 0, taken = 0, …}, all fields at once, eight at most: a table
+--                               that grows is copied, and the next larger one is twice the size
+--   prepare(row)             puts into the row what can be worked out once a batch; or absent
+--   load(state, row)         what is known of it; before anything else is asked of it, once a batch
+--   wait(state, row, weight) -> 0 if a call of `weight` may pass now, else after how many ms it could
+--   left(state, row)         -> how much may pass yet, and after how many ms there is more (-1: nobody can say); asked only
+--                               once something has been taken
+--   store(state, row)        writes a state that was taken from; every key it writes expires
+--   is_string                whether the state is a string under its key, which is then read with others (reads.lua)
+--   enter(state, hold_id)    a call was admitted that counts until it has ended; or absent
+-- `state.stage` is NEW, LOADED or TAKEN (from), `state.taken` the weight of the calls of this batch that were admitted. `row` is
+-- [algorithm, limit, window_ms, burst, key prefix]; the key names algorithm and window, so that a changed policy never meets another
+-- algorithm's data. The limit is not in the key: a plan may change it and the count goes on.
 local KEY = 5
+local NEW, LOADED, TAKEN = 0, 1, 2
 
-local states = {}
-local taken = {}
+local limit_states = {}
+local limits_taken = {}  -- states, and behind each its row
 
-local function load_limit(row, value)
+-- The state for a value of its key. What it is, is read later.
+local function limit_state(row, value)
   local key = prefix .. row[KEY] .. value
-  local state = states[key]
+  local state = limit_states[key]
+  if not row.limiter then
+    row.limiter = use('limits_' .. row[1])
+    if row.limiter.prepare then row.limiter.prepare(row) end
+  end
   if not state then
-    local limiter = use('limits_' .. row[1])
-    state = limiter.load(key, row)
-    state.limiter = limiter
-    states[key] = state
+    state = row.limiter.new(key, row)
+    limit_states[key] = state
+    if row.limiter.is_string then want(state.key) end
   end
   return state
 end
-
-local function take(state, row, weight, hold_id)
-  if not state.is_taken then
-    state.is_taken = true
-    taken[#taken + 1] = state
-  end
-  state.limiter.take(state, row, weight, hold_id)
-end
-
--- What each of the limits has left: [left, ms, …].
-local function left_of(rows, states_of)
-  local told = {}
-  for i, row in ipairs(rows) do
-    local state = states_of[i]
-    told[2 * i - 1], told[2 * i] = state.limiter.left(state, row)
-  end
-  return told
-end
-
--- The keys (without the prefix) of the concurrency limits among the states, in which a call counts until it has ended; or nil.
-local function slots_of(rows, states_of)
-  local slots
-  for i, row in ipairs(rows) do
-    if row[1] == 'concurrency' then
-      slots = slots or {}
-      slots[#slots + 1] = string.sub(states_of[i].key, #prefix + 1)
-    end
-  end
-  return slots
-end
-
-local function store()
-  for _, state in ipairs(taken) do state.limiter.store(state) end
-end
-
-return {load = load_limit, take = take, left_of = left_of, slots_of = slots_of, store = store}

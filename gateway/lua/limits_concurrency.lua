@@ -8,22 +8,25 @@ local SLOT_WAIT_MS = 1000
 return {
   TTL_MS = SLOTS_TTL_MS,
 
-  load = function(key)
-    return {key = key, count = redis.call('SCARD', key), entered = {}}
+  new = function(key)
+    return {key = key, stage = 0, taken = 0, count = 0, entered = {}}
+  end,
+
+  load = function(state)
+    state.count = redis.call('SCARD', state.key)
   end,
 
   wait = function(state, row)
-    if state.count < row[LIMIT] then return 0 end
+    if state.count + #state.entered < row[LIMIT] then return 0 end
     return SLOT_WAIT_MS
   end,
 
-  left = function(state, row)
-    return row[LIMIT] - state.count, -1
+  enter = function(state, hold_id)
+    state.entered[#state.entered + 1] = hold_id
   end,
 
-  take = function(state, row, weight, hold_id)
-    state.count = state.count + 1
-    state.entered[#state.entered + 1] = hold_id
+  left = function(state, row)
+    return row[LIMIT] - state.count - #state.entered, -1
   end,
 
   store = function(state)

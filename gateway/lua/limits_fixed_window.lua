@@ -2,26 +2,30 @@
 local LIMIT, WINDOW = 2, 3
 
 return {
-  load = function(key, row)
+  is_string = true,
+
+  new = function(key, row)
     local index = math.floor(now / row[WINDOW])
-    local full = string.format('%s:%.0f', key, index)
-    return {key = full, count = tonumber(redis.call('GET', full)) or 0, ends = (index + 1) * row[WINDOW]}
+    return {
+      key = string.format('%s:%.0f', key, index), stage = 0, taken = 0,
+      count = 0, ends = (index + 1) * row[WINDOW],
+    }
+  end,
+
+  load = function(state)
+    state.count = tonumber(text_of(state.key) or 0)
   end,
 
   wait = function(state, row, weight)
-    if state.count + weight <= row[LIMIT] then return 0 end
+    if state.count + state.taken + weight <= row[LIMIT] then return 0 end
     return state.ends - now
   end,
 
   left = function(state, row)
-    return row[LIMIT] - state.count, state.ends - now
-  end,
-
-  take = function(state, row, weight)
-    state.count = state.count + weight
+    return row[LIMIT] - state.count - state.taken, state.ends - now
   end,
 
   store = function(state)
-    redis.call('SET', state.key, state.count, 'PX', state.ends - now + ttl_extra)
+    redis.call('SET', state.key, state.count + state.taken, 'PX', state.ends - now + ttl_extra)
   end,
 }

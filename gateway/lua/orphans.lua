@@ -4,9 +4,7 @@
 -- Without a worker: [worker id, …]. With one: [cursor, hold id, account id, amount, admitted_ms, policy name, terms, …]; the slots of
 -- these calls are freed here and now, their money stays held until the ledger has it. When nothing is left the worker
 -- is forgotten. Run by two sweepers at once each step may happen twice, to the same end.
-local prefix = string.sub(KEYS[1], 1, -#'workers' - 1)
-local time = redis.call('TIME')
-local now = tonumber(ARGV[5]) or (time[1] * 1000 + math.floor(time[2] / 1000))
+now = tonumber(ARGV[5]) or now
 local silent_since = now - tonumber(ARGV[1])
 
 -- Their JSON. By itself cjson rounds a number to 14 digits, and the end of a period that never ends has 15.
@@ -32,16 +30,14 @@ local fields = page[2]
 for i = 1, #fields, 2 do
   local id = fields[i]
   if id ~= 'epoch' and id ~= 'seq' then
-    local record = cmsgpack.unpack(fields[i + 1])
-    if record[5] then
-      for _, key in ipairs(record[5]) do redis.call('SREM', prefix .. key, id) end
-      record[5] = nil
-      if record[6] then record[5] = false end
-      redis.call('HSET', book, id, cmsgpack.pack(record))
+    local amount, admitted, account_id, policy, slots, terms = hold_unpacked(fields[i + 1])
+    if slots then
+      hold_release_slots(id, fields[i + 1])
+      redis.call('HSET', book, id, hold_packed(amount, admitted, account_id, policy, nil, terms))
     end
-    reply[#reply + 1] = id
-    for part = 1, 4 do reply[#reply + 1] = record[part] end
-    reply[#reply + 1] = record[6] and terms_text(record[6]) or ''
+    for _, part in ipairs({id, account_id, amount, admitted, policy, terms and terms_text(terms) or ''}) do
+      reply[#reply + 1] = part
+    end
   end
 end
 if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then

@@ -2,94 +2,128 @@
 --   seeds    [[account id, version, [[kind, start_ms, used], …], exactly, alone (1 or 0), tiers or absent], …]   sums read from
 --            Postgres; `exactly`: even where more or newer is known here, for that is of a ledger that exists no longer
 --            `alone`: what is known here of other windows is not to be believed
---   usages   [[account id, [[kind, start_ms, used], …]], …]            the same, returned by a write of the ledger
+--   usages   [account id, kind, start_ms, used, account id, …]         the same, returned by a write of the ledger
 --   adjusts  [[hold id, actual amount or [amount, units]], …]          calls of this worker that ended
 --   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
 --   tiers    [[account id, [[kind, start_ms, used units], …]], …] or absent   what a write of the ledger returned of free tiers
 
-local accounts, holds = use('accounts'), use('holds')
-local ACCOUNT, AMOUNT, ADMITTED, POLICY, TERMS = holds.ACCOUNT, holds.AMOUNT, holds.ADMITTED, holds.POLICY, holds.TERMS
-local UNITS = 4  -- of terms
+local TERMS_KIND, TERMS_START, TERMS_UNITS = 1, 2, 4
+local seeds, usages, adjusts, removes, tiers_used = unpack(input[6])
 
-local function settle(seeds, usages, adjusts, removes, tiers_used)
-  for _, seed in ipairs(seeds) do
-    local account = accounts.load(seed[1], seed[3])
-    if seed[5] == 1 then accounts.forget_others(account, seed[3]) end
-    local exactly = seed[4] == 1
-    if not account.version or account.version < seed[2] or exactly then
-      account.version = seed[2]
-      accounts.set(account, 'v', seed[2])
-    end
-    for _, row in ipairs(seed[3]) do
-      if exactly then accounts.set_window(account, row[1], row[2], row[3]) end
-      accounts.merge(account, row[1], row[2], row[3])
-    end
-    for _, row in ipairs(seed[6] or {}) do use('tiers').merge(account, row[1], row[2], row[3], exactly) end
+-- Usage is an absolute sum of the ledger that only rises within a window, so the higher of two is the later one:
+-- N workers may bring it in any order and any number of times. For the same reason a change of facts wipes nothing.
+local function merge(account, kind, start, used, exactly)
+  local at = window_place(account, kind)
+  if not at then
+    at = #account + 1
+    account[at], account[at + START], account[at + USED], account[at + ROLLED] = kind, start, used, 0
+    account_touch(account)
+    return
   end
-
-  for _, tier in ipairs(tiers_used or {}) do
-    local account = accounts.load(tier[1], {})
-    for _, row in ipairs(tier[2]) do use('tiers').merge(account, row[1], row[2], row[3]) end
+  local present = account[at + START]
+  if exactly or present < start then
+    account[at + START], account[at + USED] = start, used
+    account_touch(account)
+  elseif present == start and used > account[at + USED] then
+    account[at + USED] = used
+    account_touch(account)
   end
-
-  for _, usage in ipairs(usages) do
-    local account = accounts.load(usage[1], usage[2])
-    for _, row in ipairs(usage[2]) do accounts.merge(account, row[1], row[2], row[3]) end
-  end
-
-  local ids = {}
-  for i, adjust in ipairs(adjusts) do ids[i] = adjust[1] end
-  local own = holds.book_of(worker)
-  holds.load(own, ids)
-  for _, adjust in ipairs(adjusts) do
-    local id, actual = adjust[1], adjust[2]
-    local record = own.records[id]
-    if record then
-      holds.release_slots(id, record)
-      local account_id, terms = record[ACCOUNT], record[TERMS]
-      if terms then
-        local units
-        if type(actual) == 'table' then actual, units = actual[1], actual[2] end
-        terms = {unpack(terms, 1, 7)}
-        local kind, start = unpack(terms)
-        if kind then
-          use('tiers').hold(accounts.load(account_id, {}), kind, start, units - terms[UNITS])
-          terms[UNITS] = units
-        end
-      end
-      if record[AMOUNT] ~= actual and not (terms and terms[1]) then
-        accounts.hold(accounts.load(account_id, {}), actual - record[AMOUNT])
-      end
-      holds.change(own, id, holds.record_of(account_id, actual, record[ADMITTED], record[POLICY], nil, terms))
-    end
-  end
-
-  for _, remove in ipairs(removes) do
-    local book = holds.book_of(remove[1])
-    holds.load(book, remove[3])
-    local counts = {}  -- of holds that share a record
-    for _, id in ipairs(remove[3]) do
-      local record = book.records[id]
-      if record then
-        holds.release_slots(id, record)
-        counts[record] = (counts[record] or 0) + 1
-        holds.remove(book, id)
-      end
-    end
-    for record, count in pairs(counts) do
-      local amount, terms = record[AMOUNT] * count, record[TERMS]
-      local kind, start = false, false
-      if terms then kind, start = unpack(terms) end
-      if kind then
-        local account = accounts.load(record[ACCOUNT], {})
-        local rise = use('tiers').hold(account, kind, start, -terms[UNITS] * count)
-        if remove[2] == 1 and rise < 0 then accounts.posted(record[ACCOUNT], -rise, record[ADMITTED]) end
-      elseif amount > 0 then
-        accounts.hold(accounts.load(record[ACCOUNT], {}), -amount)
-        if remove[2] == 1 then accounts.posted(record[ACCOUNT], amount, record[ADMITTED]) end
-      end
-    end
+  if account[at + ROLLED] == 1 and (exactly or present == start) then
+    account[at + ROLLED] = 0
+    account_touch(account)
   end
 end
 
-return settle
+-- What is read is read together.
+local own = book_of(worker)
+if adjusts[1] then
+  local ids = {}
+  for i, adjust in ipairs(adjusts) do ids[i] = adjust[1] end
+  book_read(own, ids)
+end
+for _, remove in ipairs(removes) do
+  local book = book_of(remove[1])
+  book_read(book, remove[3])
+  for _, id in ipairs(remove[3]) do
+    local text = book.texts[id]
+    if text then
+      local _, _, account_id = hold_unpacked(text)
+      want(prefix .. 'a:' .. account_id)
+    end
+  end
+end
+for i = 1, #usages, 4 do want(prefix .. 'a:' .. usages[i]) end
+for _, seed in ipairs(seeds) do want(prefix .. 'a:' .. seed[1]) end
+
+for _, seed in ipairs(seeds) do
+  local account, version, rows, exactly = account_of(seed[1]), seed[2], seed[3], seed[4] == 1
+  if seed[5] == 1 then
+    local named = {}
+    for _, row in ipairs(rows) do named[row[1]] = true end
+    for at = #account - SIZE + 1, 1, -SIZE do
+      if not named[account[at]] then
+        for _ = 1, SIZE do table.remove(account, at) end
+        account_touch(account)
+      end
+    end
+  end
+  if account.version < version or exactly then
+    account.version = version
+    account_touch(account)
+  end
+  for _, row in ipairs(rows) do merge(account, row[1], row[2], row[3], exactly) end
+  for _, row in ipairs(seed[6] or {}) do use('tiers').merge(account, row[1], row[2], row[3], exactly) end
+end
+
+for _, tier in ipairs(tiers_used or {}) do
+  local account = account_of(tier[1])
+  for _, row in ipairs(tier[2]) do use('tiers').merge(account, row[1], row[2], row[3]) end
+end
+
+for i = 1, #usages, 4 do merge(account_of(usages[i]), usages[i + 1], usages[i + 2], usages[i + 3]) end
+
+for _, adjust in ipairs(adjusts) do
+  local id, actual = adjust[1], adjust[2]
+  local text = own.texts[id]
+  if text then
+    hold_release_slots(id, text)
+    local amount, admitted, account_id, policy, _, terms = hold_unpacked(text)
+    local units
+    if type(actual) == 'table' then actual, units = actual[1], actual[2] end
+    if terms and terms[TERMS_KIND] then
+      use('tiers').hold(account_of(account_id), terms[TERMS_KIND], terms[TERMS_START], units - terms[TERMS_UNITS])
+      terms[TERMS_UNITS] = units
+    elseif amount ~= actual then
+      account_hold(account_of(account_id), actual - amount)
+    end
+    own.texts[id] = hold_packed(actual, admitted, account_id, policy, nil, terms)
+    own.changed[#own.changed + 1] = id
+  end
+end
+
+for _, remove in ipairs(removes) do
+  local book = book_of(remove[1])
+  local found, gone = book.texts, book.gone
+  local counts = {}  -- of holds that share a text
+  for _, id in ipairs(remove[3]) do
+    local text = found[id]
+    if text then
+      hold_release_slots(id, text)
+      counts[text] = (counts[text] or 0) + 1
+      found[id] = false
+      gone[#gone + 1] = id
+    end
+  end
+  for text, count in pairs(counts) do
+    local amount, admitted, account_id, _, _, terms = hold_unpacked(text)
+    local fall, account = amount * count, nil
+    if terms and terms[TERMS_KIND] then
+      account = account_of(account_id)
+      fall = -use('tiers').hold(account, terms[TERMS_KIND], terms[TERMS_START], -terms[TERMS_UNITS] * count)
+    elseif fall > 0 then
+      account = account_of(account_id)
+      account_hold(account, -fall)
+    end
+    if remove[2] == 1 and fall > 0 and account.is_rolled then use('rolled').posted(account, fall, admitted) end
+  end
+end

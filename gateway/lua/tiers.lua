@@ -1,32 +1,39 @@
--- Free tiers: of the units that calls of a policy count in a window, the first `limit` cost nothing. Field f:<kind> of the
--- account: cmsgpack of its windows, the newest first, each {start, used, held, limit, num, den, reserve}:
+-- Free tiers: of the units that calls of a policy count in a window, the first `limit` cost nothing. The account has for each
+-- kind a list of windows, the newest first, each {start, used, held, limit, num, den, reserve}:
 --   used     units that the ledger has counted, absolute; false where nobody has told yet    held  by calls under way
---   reserve  microcents of the account's `h` that are held for this window
+--   reserve  microcents of the account's `held` that are held for this window
 -- Which of the calls under way will have to pay is for the ledger to say, in the order in which it writes. So no call holds
 -- money of its own here: all of them together hold the price, num / den microcents a unit, of the units beyond the free ones.
 
 local START, USED, HELD, LIMIT, NUM, DEN, RESERVE = 1, 2, 3, 4, 5, 6, 7
+local COLD, OUTSIDE = 4, 5  -- outcomes, see decide.lua
 local EXACT_MAX = 9007199254740991
 -- Below it b * part stays exact for all b, part < den.
 local DEN_EXACT_MAX = 67108864
 
 -- A window that is over and in which nothing is under way is forgotten.
-local function packed(windows)
-  for at = #windows, 2, -1 do
-    if windows[at][HELD] == 0 then table.remove(windows, at) end
+local function packed(tiers)
+  for kind, windows in pairs(tiers) do
+    for at = #windows, 2, -1 do
+      if windows[at][HELD] == 0 then table.remove(windows, at) end
+    end
+    if not windows[1] then tiers[kind] = nil end
   end
-  return cmsgpack.pack(windows)
+  return next(tiers) and cmsgpack.pack(tiers) or ''
+end
+
+-- All of an account's, by kind.
+local function all_of(account)
+  if type(account.tiers) == 'string' then
+    account.tiers = account.tiers ~= '' and cmsgpack.unpack(account.tiers) or {}
+  end
+  return account.tiers
 end
 
 local function load_tier(account, kind)
-  account.tiers = account.tiers or {}
-  local windows = account.tiers[kind]
-  if not windows then
-    local text = redis.call('HGET', account.key, 'f:' .. kind)
-    windows = text and cmsgpack.unpack(text) or {}
-    account.tiers[kind] = windows
-  end
-  return windows
+  local tiers = all_of(account)
+  tiers[kind] = tiers[kind] or {}
+  return tiers[kind]
 end
 
 local function window_at(account, kind, start)
@@ -58,12 +65,12 @@ local function reserve_for(window, held)
 end
 
 -- Something has changed: the account holds what the window's calls may come to now. Returns by how much that rose.
-local function settle(account, kind, window)
+local function settle(account, window)
   local reserve = reserve_for(window, window[HELD])
   local rise = reserve - window[RESERVE]
   window[RESERVE] = reserve
-  if rise ~= 0 then use('accounts').hold(account, rise) end
-  use('accounts').set(account, 'f:' .. kind, true)  -- see its store
+  if rise ~= 0 then account_hold(account, rise) end
+  account_touch(account)
   return rise
 end
 
@@ -71,17 +78,17 @@ local function hold(account, kind, start, units)
   local window = window_at(account, kind, start)
   if not window then return 0 end
   window[HELD] = math.max(0, window[HELD] + units)
-  return settle(account, kind, window)
+  return settle(account, window)
 end
 
-local function price(account, kind, window, limit, num, den)
+local function price(account, window, limit, num, den)
   if window[LIMIT] ~= limit or window[NUM] ~= num or window[DEN] ~= den then
     window[LIMIT], window[NUM], window[DEN] = limit, num, den
-    settle(account, kind, window)
+    settle(account, window)
   end
 end
 
--- As accounts.merge. What comes of a window that is over matters while calls of it are under way.
+-- As merge in settle.lua. What comes of a window that is over matters while calls of it are under way.
 local function merge(account, kind, start, used, exactly)
   local window = window_at(account, kind, start)
   if not window then
@@ -93,14 +100,36 @@ local function merge(account, kind, start, used, exactly)
   else
     return
   end
-  settle(account, kind, window)
+  settle(account, window)
+end
+
+-- What stands in the way of a call under an account's free tier (row: {kind, start, end, limit, num, den}), as in decide.lua;
+-- else nil and the window.
+local function window_for(account, row, rolling)
+  local kind, start = row[1], row[2]
+  if now < start or now >= row[3] then return OUTSIDE end
+  local window = window_at(account, kind, start)
+  if not (window and window[USED]) then
+    local newest = load_tier(account, kind)[1]
+    if window or not (rolling and newest and newest[START] < start) then return COLD end
+    window = open(account, kind, start, 0)  -- as in rolled.lua; the ledger's first word of it is all that counts
+  end
+  price(account, window, row[4], row[5], row[6])
+  return nil, window
 end
 
 return {
-  packed = packed, load = load_tier, window_at = window_at, open = open, reserve_for = reserve_for, hold = hold, price = price,
-  merge = merge,
-  -- Of a window.
-  START = START, USED = USED, HELD = HELD, LIMIT = LIMIT, NUM = NUM, DEN = DEN, RESERVE = RESERVE,
-  -- Of a call's terms, as gateway/usage_events.py has them; false where it has no tier, or no key.
-  TERMS_KIND = 1, TERMS_START = 2, TERMS_UNITS = 4, TERMS_LIMIT = 5,
+  packed = packed, all_of = all_of, window_at = window_at, open = open, reserve_for = reserve_for, hold = hold, price = price,
+  merge = merge, window_for = window_for,
+
+  -- What a call of so many units more would have to hold.
+  need_of = function(window, units)
+    return reserve_for(window, window[HELD] + units) - window[RESERVE]
+  end,
+
+  -- Such a call is admitted; who asked for `need` holds it for the account.
+  take = function(window, units, need)
+    window[HELD] = window[HELD] + units
+    window[RESERVE] = window[RESERVE] + need
+  end,
 }

@@ -14,6 +14,7 @@ from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Verdict
 from gateway.redis_store import ADMIT, ORPHANS
 from tests.admission.reference import Call, Outcome
+from tests.redis_accounts import fields_at
 
 PREFIX = "cg:{0}:"
 WORKERS = f"{PREFIX}workers"
@@ -67,10 +68,8 @@ class Script:
         return f"{PREFIX}h:{self.worker_id}"
 
     def account(self, account_id: str) -> dict[str, str]:
-        """The account's hash, without what is not about money."""
-        fields = self.redis.hgetall(f"{PREFIX}a:{account_id}")
-        fields.pop("x", None)
-        return cast("dict[str, str]", fields)
+        """What Redis has of the account; blank where it is not there."""
+        return fields_at(self.redis, f"{PREFIX}a:{account_id}")
 
     def holds(self) -> set[str]:
         return cast("set[str]", set(self.redis.hkeys(self.book))) - {"epoch", "seq"}

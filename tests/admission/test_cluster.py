@@ -29,6 +29,7 @@ from tests.admission.whole import Books, WholeWorker
 from tests.admission.world import CENT
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.making import migrate
+from tests.redis_accounts import fields_at
 from tests.upstream_stub.running import Account, create_account, stub_process
 
 # On a busy machine servers take long to agree with each other.
@@ -92,8 +93,7 @@ def kinds(*rounds: list[Verdict]) -> Counter[type]:
 
 
 def state_of(cluster: RunningCluster, partition: int, account: str) -> dict[str, str]:
-    found: dict[str, str] = cluster.owner(partition).client.hgetall(f"cg:{{{partition}}}:a:{account}")
-    return found
+    return fields_at(cluster.owner(partition).client, f"cg:{{{partition}}}:a:{account}")
 
 
 def ports_of(worker: WholeWorker) -> set[int]:
@@ -231,7 +231,7 @@ async def test_a_change_of_facts_is_told_where_the_account_is(cluster: RunningCl
     for partition in range(CLUSTER_PARTITIONS):
         (account,) = names(1, partition)
         await tell(account, 7)
-        assert state_of(cluster, partition, account) == {"v": "7"}
+        assert state_of(cluster, partition, account) == {"v": "7", "h": "0"}
 
 
 def test_a_gateway_and_its_commands_work_with_a_cluster_and_without_one_of_its_primaries(

@@ -18,6 +18,7 @@ from tests.admission.calling import Callers, accounts_in
 from tests.admission.topologies import Member, lose_writes, running_cluster, running_sentinels, until
 from tests.admission.whole import Books, WholeWorker
 from tests.ledger.making import migrate
+from tests.redis_accounts import fields_at
 
 # On a busy machine servers take long to agree with each other.
 pytestmark = pytest.mark.timeout(180)
@@ -145,4 +146,4 @@ async def _denied(account: str, workers: list[WholeWorker]) -> bool:
 def _held(member: Member, redis: Redundant, partition: int, account: str) -> str | None:
     with member.client.client() as connection:
         connection.execute_command("SELECT", redis.db)
-        return connection.hget(f"cg:{{{partition}}}:a:{account}", "h")
+        return fields_at(connection, f"cg:{{{partition}}}:a:{account}").get("h")

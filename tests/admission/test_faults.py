@@ -13,6 +13,7 @@ from tests.admission.conftest import StartWorker
 from tests.admission.killable import KillableRedis, killable_redis
 from tests.admission.script import PREFIX, Script
 from tests.admission.world import CENT, Tables, Worker, monthly, per_minute, policy
+from tests.redis_accounts import spoil
 
 DENY = policy(on_store_failure="deny")
 ALLOW = policy(on_store_failure="allow")
@@ -187,7 +188,7 @@ async def test_another_redis_than_before_is_believed_only_after_seeding(
     tables.put("a", monthly(3))
     holds = await worker.ask_many("a", 2)
     with_script = Script(server.url)
-    old = with_script.account("a")
+    old = with_script.redis.dump(f"{PREFIX}a:a")
     with_script.close()
     worker.post(*holds)
     await worker.settled()
@@ -196,7 +197,8 @@ async def test_another_redis_than_before_is_believed_only_after_seeding(
     server.start()
     again = Script(server.url)
     # Restored from a snapshot of before the calls.
-    again.redis.hset(f"{PREFIX}a:a", items=[word for field in {**old, "h": "0"}.items() for word in field])
+    again.redis.restore(f"{PREFIX}a:a", 0, old)
+    spoil(again.redis, f"{PREFIX}a:a", "h", 0)
     again.close()
     await back(worker)
     assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [Hold, BudgetExceeded]

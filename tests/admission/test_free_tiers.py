@@ -25,6 +25,7 @@ from tests.admission.script import PREFIX, Script
 from tests.admission.whole import DENY, Books, WholeWorker
 from tests.admission.world import CENT, policy
 from tests.ledger.making import migrate
+from tests.redis_accounts import held_at, spoil
 
 StartWhole = Callable[..., Coroutine[Any, Any, WholeWorker]]
 UNIT = UNIT_SCALE_TOLD
@@ -109,7 +110,7 @@ def holds_of(verdicts: list[Verdict]) -> list[Verdict]:
 
 
 def held(script: Script) -> int:
-    return int(script.redis.hget(f"{PREFIX}a:a", "h") or 0)  # type: ignore[arg-type]
+    return held_at(script.redis, f"{PREFIX}a:a")
 
 
 async def away(server: KillableRedis, rung: str) -> None:
@@ -324,7 +325,7 @@ async def test_reconcile_compares_and_mends_what_a_tier_has_used_and_holds(
         assert (shown.ledger, shown.counter, shown.redis) == (10 * UNIT, 10 * UNIT, 10 * UNIT)
         await sql.execute("UPDATE usage_units SET used_units = used_units + 5000000")
         script = Script(server.url)
-        script.redis.hset(f"{PREFIX}a:a", "h", 1)
+        spoil(script.redis, f"{PREFIX}a:a", "h", 1)
         script.close()
         [line] = await reconciler.compare(["a"])
         assert (line.held_drift, [window.counter_drift for window in line.windows if window.is_tier]) == (

@@ -264,3 +264,23 @@ async def test_a_server_that_was_left_behind_and_is_asked_again_begins_anew(
 def _number(script: Script) -> int:
     """Of the generation that now is."""
     return int(str(script.redis.hget(f"{PREFIX}life", "g")).partition(".")[0])
+
+
+async def test_data_of_an_earlier_layout_are_taken_for_lost(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    tables.put("a", monthly(10))
+    tables.put("b", monthly(10))
+    script.redis.hset(f"{PREFIX}life", mapping={"g": "4.abc", "run": script.redis.info("server")["run_id"], "opens": 1})
+    script.redis.hset(f"{PREFIX}a:a", mapping={"v": 1, "h": 9 * CENT, "s:monthly/UTC/1": 0, "u:monthly/UTC/1": CENT})
+    script.redis.hset(f"{PREFIX}r:s:cast:minute:60000:a", mapping={"l": 1, "t": 1000, "0": 1000})
+    script.redis.hset(f"{PREFIX}h:gone", mapping={"epoch": 1, "seq": 7, "0" * 32: b"packed in some other way"})
+    script.redis.zadd(f"{PREFIX}workers", {"gone": 1})
+    one = await start_worker("one")
+    assert script.redis.hget(f"{PREFIX}life", "g").startswith("5.")  # type: ignore[union-attr]
+    assert not script.redis.exists(f"{PREFIX}h:gone")
+    await one.admission.facts_changed("a", 1)
+    limited = policy(per_minute(100), on_store_failure="deny")
+    for account in "ab":
+        assert kinds(await one.ask_many(account, 12, limited)) == {Hold: 10, BudgetExceeded: 2}
+    assert await one.admission.orphans.sweep(one.admission._lanes[0]) == 0

@@ -1,6 +1,7 @@
 """The one connection: what a URL may ask for, and what a caller hears when it ends."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,9 +150,22 @@ async def test_tls_is_spoken_and_the_certificate_is_checked(server: KillableRedi
     listener.close()
 
 
-def test_a_script_is_its_files_in_order_and_its_modules_before_the_last() -> None:
+def test_a_script_is_its_files_in_order_and_its_parts_before_the_last() -> None:
     assert read_script("input", "facts").source == read_script("input").source + b"\n" + read_script("facts").source
-    parts = read_script("input", "admit", modules=("limits",)).source
-    places = [parts.index(read_script(name).source) for name in ("modules", "input", "limits", "admit")]
+
+
+def test_constants_stand_in_place_of_their_names() -> None:
+    source = read_script("parts", "reads", "facts", parts=("limits_concurrency", "limits_fixed_window")).source
+    assert b"for first = 1, #wanted, 1000 do" in source
+    assert b"TTL_MS = 86400000," in source
+    assert b"row[2] then return 0 end\n    return 1000\n" in source
+    assert b"<= row[2] then" in source
+    assert not re.search(rb"(?m)^local [A-Z]", source)
+
+
+def test_parts_stand_before_the_last_file() -> None:
+    source = read_script("parts", "facts", "orphans", parts=("join", "opens")).source
+    places = [source.index(read_script(name).source) for name in ("parts", "facts", "join", "opens", "orphans")]
     assert places == sorted(places)
-    assert parts[places[2] - len("limits = function()\n") :].startswith(b"limits = function()\n")
+    assert source[: places[2]].endswith(b"run = function(name, given)\nif name == 'join' then\n")
+    assert source[: places[3]].endswith(b"elseif name == 'opens' then\n")

@@ -22,7 +22,7 @@ def test_usage_of_one_window_is_told_once_with_its_highest_sum_and_newest_start(
     settled = Settled()
     for start, used in ((1, 5), (1, 3), (2, 1), (1, 9)):
         settled.use("a", "daily/UTC/1", start, used)
-    assert json.loads(settled.text())[1] == [["a", [["daily/UTC/1", 2, 1]]]]
+    assert json.loads(settled.text())[1] == ["a", "daily/UTC/1", 2, 1]
     assert settled.count == 1
 
 

@@ -27,6 +27,7 @@ from tests.chaos.fleet import HOLD_TTL_S
 from tests.chaos.load import CUT, NO_ANSWER, REFUSED, Account, Call
 from tests.chaos.stores import Redis
 from tests.gateways import ROOT
+from tests.redis_accounts import held_at
 
 WHAT = ("over", "missing", "double", "wrong", "held", "drift", "unspent")
 # So long a call that is over may still count, or count twice: until Redis has heard of it, be it after an outage, or by
@@ -276,8 +277,8 @@ def holds_in_redis(redis: Redis, accounts: Sequence[Account] = ()) -> list[str]:
             if hold_id not in ("epoch", "seq")
         ]
         for account in accounts:
-            held = client.hget(f"cg:{{0}}:a:{account.account_id}", "h")
-            if held not in (None, "0"):
+            held = held_at(client, f"cg:{{0}}:a:{account.account_id}")
+            if held:
                 found.append(f"{account.account_id} holds {held}")
     return found
 

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 import asyncpg
+from redis.client import NEVER_DECODE
 
+from gateway.account_record import account_record
 from gateway.embedded import EmbeddedError, free_port
 from gateway.migrate import default_folder, migrate, read_migrations
 from tests.chaos.checker import Record
@@ -244,9 +246,13 @@ class World:
     def _untold(self, rows: list[asyncpg.Record]) -> list[str]:
         with self.redis.client() as client, client.pipeline(transaction=False) as pipeline:
             for row in rows:
-                pipeline.hget(f"cg:{{0}}:a:{row['account_id']}", f"u:{row['kind']}")
-            known = pipeline.execute()
-        return [row["account_id"] for row, used in zip(rows, known, strict=True) if int(used or -1) < row["used"]]
+                pipeline.execute_command("GET", f"cg:{{0}}:a:{row['account_id']}", **{NEVER_DECODE: []})
+            known = [account_record(packed).windows for packed in pipeline.execute()]
+        return [
+            row["account_id"]
+            for row, windows in zip(rows, known, strict=True)
+            if windows.get(row["kind"], (0, -1))[1] < row["used"]
+        ]
 
     async def without_orphans(self) -> str:
         """Until no dead worker holds anything in Redis; else who does."""

@@ -20,6 +20,7 @@ import redis
 from gateway.embedded import RunningServer
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.policies.upstream import PLAY, Upstream, running_upstream
+from tests.redis_accounts import held_at
 from tests.upstream_stub.running import Account, create_account
 from upstream_stub.database import migrate
 
@@ -107,7 +108,7 @@ class Desk:
         costs = self.charged(account, count)
         with redis.Redis.from_url(self.redis_url) as client:
             for _ in range(int(WAIT_S * 50)):
-                if client.hget(f"cg:{{0}}:a:{account.user_id}", "h") in (None, b"0"):
+                if held_at(client, f"cg:{{0}}:a:{account.user_id}") == 0:
                     return costs
                 time.sleep(0.02)
         raise AssertionError("the account still holds something")

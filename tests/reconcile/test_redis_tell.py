@@ -9,6 +9,7 @@ from gateway.redis_tell import teller_to
 from tests.admission.conftest import StartWorker, tables
 from tests.admission.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture of these tests too
 from tests.admission.world import CENT, Tables, monthly
+from tests.redis_accounts import held_at
 
 __all__ = ["start_worker", "tables"]
 
@@ -34,7 +35,7 @@ async def test_the_holds_of_a_worker_that_is_gone_are_removed_where_they_are(
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         for name in names:
             partition = teller.partition_of(name)
-            assert client.hget(f"cg:{{{partition}}}:a:{name}", "h") == "0"
+            assert held_at(client, f"cg:{{{partition}}}:a:{name}") == 0
             assert set(client.hkeys(f"cg:{{{partition}}}:h:gone")) == {"epoch", "seq"}
             assert not client.exists(f"cg:{{{partition}}}:h:command")
         assert client.zrange("cg:{0}:workers", 0, -1) == ["gone"]

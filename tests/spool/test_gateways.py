@@ -19,6 +19,7 @@ from bench.load import Endpoint, Load, run
 from tests.acceptance.conftest import CAST_BODY
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.link import Link
+from tests.redis_accounts import held_at
 from tests.upstream_stub.running import Account, create_account, stub_process
 
 pytestmark = pytest.mark.timeout(90)
@@ -100,7 +101,7 @@ class World:
 
     def held(self, account: Account) -> int:
         with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
-            return int(client.hget(f"cg:{{0}}:a:{account.user_id}", "h") or 0)
+            return held_at(client, f"cg:{{0}}:a:{account.user_id}")
 
     def rows(self) -> int:
         return int(asyncio.run(self.sql("SELECT count(*) FROM usage_events"))[0][0])
