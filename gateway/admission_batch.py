@@ -158,7 +158,9 @@ class Known:
         """
         if self._batch != batch:
             self._batch = batch
-            place = windows.setdefault(self._windows_text, len(windows) + 1)
+            place = windows.get(self._windows_text)
+            if place is None:
+                place = windows[self._windows_text] = len(windows) + 1
             texts.append(f"{self._head}{place}{self._tail}")
             self._index = len(texts)
         return self._index
