@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -141,11 +142,7 @@ class Known:
         self.exhausted: BudgetExceeded | None = None
         # Loop time until which the script is told that Postgres cannot seed a window that has just begun.
         self.rolling_until_s = rolling_until_s
-        rows = [
-            [limit.kind, window.start_ms, window.end_ms, limit.hard_limit_microcents]
-            for limit, window in zip(self.limits, windows, strict=True)
-        ]
-        self._windows_text = _json(rows)
+        self._windows_text = _windows_text(self.limits, windows)
         self._head = f"{_json(account.account_id)},{self.version},"
         self._tail = ",1,0" if rolling_until_s else ",0,0"
         self._batch = 0
@@ -205,6 +202,18 @@ class KnownOfTier(Known):
 def windows_at(limits: Iterable[BudgetLimit], at_ms: int) -> tuple[Window, ...]:
     """The window of each limit that holds ``at_ms``."""
     return tuple(window_at(limit.period, limit.time_zone, limit.week_start, at_ms) for limit in limits)
+
+
+# As many as plans and periods make; an account with limits of its own is looked up once, when it is met.
+@lru_cache(256)
+def _windows_text(limits: tuple[BudgetLimit, ...], windows: tuple[Window, ...]) -> str:
+    """The same text for all accounts with the same limits."""
+    return _json(
+        [
+            [limit.kind, window.start_ms, window.end_ms, limit.hard_limit_microcents]
+            for limit, window in zip(limits, windows, strict=True)
+        ]
+    )
 
 
 class Shape(_Named):
