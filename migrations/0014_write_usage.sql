@@ -1,4 +1,4 @@
--- What writing usage costs Postgres: a function for the usual batch, and room for counters (docs/decisions/0058 and 0059).
+-- What writing usage costs Postgres: a function for the usual batch, and room for counters (docs/decisions/0058).
 BEGIN;
 
 -- A batch may touch all rows of a page in one transaction: only with room for all of them once more do these updates stay off

@@ -177,6 +177,22 @@ async def test_events_that_come_during_a_write_are_the_next_batch(make_ledger: M
     assert committed.batches == [1, 5]
 
 
+@pytest.mark.parametrize(
+    ("events", "intervals", "goes"),
+    [(63, 0.9, False), (63, 1.1, True), (64, 2.9, False), (64, 3.1, True), (500, 0, True)],
+)
+async def test_many_events_wait_for_more(make_ledger: MakeLedger, events: int, intervals: float, goes: bool) -> None:
+    """Few go when the interval since the last batch is over, many after three; and all when a batch is full."""
+    ledger, committed = make_ledger(flush_interval="10s", batch_max=500)
+    ledger._last_write = asyncio.get_running_loop().time() - 10.0 * intervals
+    for _ in range(events):
+        ledger.append(event("a"))
+    await asyncio.sleep(0)
+    assert (ledger._pieces != []) is goes
+    await ledger.close()
+    assert committed.batches == [events]
+
+
 async def test_a_listener_that_fails_stops_nothing(make_ledger: MakeLedger, sql: Connection) -> None:
     ledger, _ = make_ledger(batch_max=1)
 
