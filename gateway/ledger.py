@@ -57,9 +57,10 @@ _PAUSE_MIN_S = 0.05
 _PAUSE_MAX_S = 2.0
 # Casts that were locked by Phase 1 go with the next batch; where there is none, they are tried again after this.
 _LATE_CASTS_PAUSE_S = 1.0
-# By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait for
-# more, for so many intervals at most (docs/decisions/0059).
+# By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait until
+# there are enough, for so many intervals at most (docs/decisions/0059).
 _BUSY_EVENTS = 64
+_ENOUGH_EVENTS = 400
 _BUSY_INTERVALS = 3
 # Dropped events logged one by one; the rest of a batch is summed up.
 _LOGGED_MAX = 100
@@ -226,14 +227,15 @@ class Ledger:
             self._task = None
 
     async def _gather(self) -> None:
-        """Wait until a batch is full, or the interval since the last one began is over; many events wait for longer."""
+        """Wait until a batch is full, or the interval since the last one began is over; or more, for more events."""
+        clock = asyncio.get_running_loop().time
         while not self._closing and (length := len(self._queue)) < self._batch_max:
             pause_s = self._interval_s if length else _LATE_CASTS_PAUSE_S
-            if length >= _BUSY_EVENTS:
-                pause_s *= _BUSY_INTERVALS
-            left_s = self._last_write + pause_s - asyncio.get_running_loop().time()
-            if left_s <= 0:
+            passed = (clock() - self._last_write) / pause_s
+            waits_for_more = _BUSY_EVENTS <= length < _ENOUGH_EVENTS and passed < _BUSY_INTERVALS
+            if passed >= 1 and not waits_for_more:
                 return
+            left_s = (int(passed) + 1 - passed) * pause_s
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):

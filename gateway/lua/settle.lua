@@ -41,12 +41,14 @@ if adjusts[1] then
   for i, adjust in ipairs(adjusts) do ids[i] = adjust[1] end
   book_read(own, ids)
 end
+local is_known = {}  -- a text that holds share
 for _, remove in ipairs(removes) do
   local book = book_of(remove[1])
   book_read(book, remove[3])
   for _, id in ipairs(remove[3]) do
     local text = book.texts[id]
-    if text then
+    if text and not is_known[text] then
+      is_known[text] = true
       local _, _, account_id = hold_unpacked(text)
       want(prefix .. 'a:' .. account_id)
     end

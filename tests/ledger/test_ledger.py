@@ -179,10 +179,19 @@ async def test_events_that_come_during_a_write_are_the_next_batch(make_ledger: M
 
 @pytest.mark.parametrize(
     ("events", "intervals", "goes"),
-    [(63, 0.9, False), (63, 1.1, True), (64, 2.9, False), (64, 3.1, True), (500, 0, True)],
+    [
+        (63, 0.9, False),
+        (63, 1.1, True),
+        (64, 2.9, False),
+        (64, 3.1, True),
+        (399, 2.9, False),
+        (400, 0.9, False),
+        (400, 1.1, True),
+        (500, 0, True),
+    ],
 )
 async def test_many_events_wait_for_more(make_ledger: MakeLedger, events: int, intervals: float, goes: bool) -> None:
-    """Few go when the interval since the last batch is over, many after three; and all when a batch is full."""
+    """Few go when the interval since the last batch is over, and enough; what is between after three; all at once."""
     ledger, committed = make_ledger(flush_interval="10s", batch_max=500)
     ledger._last_write = asyncio.get_running_loop().time() - 10.0 * intervals
     for _ in range(events):
