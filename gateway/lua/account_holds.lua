@@ -17,7 +17,7 @@ for _, book in ipairs(books) do
   local fields = redis.call('HGETALL', book[2])
   for i = 1, #fields, 2 do
     local id = fields[i]
-    if id ~= 'epoch' and id ~= 'seq' then
+    if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) <= WITH_MORE then
       local amount, admitted, account_id, policy = hold_unpacked(fields[i + 1])
       if account_id == ARGV[1] then
         sum = sum + amount

@@ -39,7 +39,7 @@ if is_known then
     local fields = redis.call('HGETALL', book[2])
     for i = 1, #fields, 2 do
       local hold_id = fields[i]
-      if hold_id ~= 'epoch' and hold_id ~= 'seq' then
+      if hold_id ~= 'epoch' and hold_id ~= 'seq' and string.byte(fields[i + 1]) <= WITH_MORE then
         local amount, admitted, id, _, _, terms = hold_unpacked(fields[i + 1])
         if terms and terms[TERMS_KIND] then
           local of_account = units[id] or {}

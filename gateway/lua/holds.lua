@@ -1,7 +1,7 @@
 -- Holds: hash cg:{p}:h:<worker>, hold id -> amount, admitted_ms, account id and policy name as HOLD says; behind them, where the
 -- first byte says so, cmsgpack of {slots or false, terms or false}. Without a free tier in its terms (tiers.lua) a call's amount
 -- is part of its account's `held`. `slots` are the concurrency limits (keys without the prefix) in which the call counts until
--- it has ended.
+-- it has ended. Who reads other workers' books passes over what begins otherwise: that is of an earlier layout (join.lua).
 local HOLD = '<BddIc0Ic0'
 local ALONE, WITH_MORE = 0, 1
 

@@ -29,7 +29,10 @@ local reply = {page[1]}
 local fields = page[2]
 for i = 1, #fields, 2 do
   local id = fields[i]
-  if id ~= 'epoch' and id ~= 'seq' then
+  if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) > WITH_MORE then
+    -- Of an earlier layout, by a worker that ran beside later ones: nobody can read it, and it must not stand in the way.
+    redis.call('HDEL', book, id)
+  elseif id ~= 'epoch' and id ~= 'seq' then
     local amount, admitted, account_id, policy, slots, terms = hold_unpacked(fields[i + 1])
     if slots then
       hold_release_slots(id, fields[i + 1])

@@ -6,7 +6,9 @@ import contextlib
 import pytest
 
 from gateway.admission_orphans import VOID
+from gateway.console.holds import _ACCOUNT_HOLDS
 from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited
+from gateway.redis_store import DRIFT
 from tests.admission.conftest import StartWorker
 from tests.admission.script import PREFIX, WORKERS, Script
 from tests.admission.world import CENT, Tables, Worker, monthly, per_minute, policy
@@ -169,3 +171,20 @@ async def test_after_an_outage_of_redis_nobody_is_swept_before_all_could_speak_a
         async with asyncio.timeout(0.8):
             await one.admission.orphans.run()
     assert one.events == []
+
+
+async def test_holds_of_an_earlier_layout_keep_no_sweeper_from_the_others(
+    start_worker: StartWorker, dead: Worker, tables: Tables, clock: Clock, script: Script
+) -> None:
+    """A worker of the version before ran beside later ones, and was killed."""
+    old = b"\x95\xa1a\xce\x00\x0fB@\xcb\x42\x79\xc0\x00\x00\x00\x00\x00\xa4cast\xc0"
+    script.redis.hset(f"{PREFIX}h:old", mapping={"epoch": 1, "seq": 7, "0" * 32: old})
+    script.redis.zadd(WORKERS, {"old": 1})
+    one = await start_worker("one", test_clock_ms=clock)
+    _, (account,), _ = script.redis.eval(DRIFT.source, 1, WORKERS, 1000, 1, '["a"]', "[]")
+    assert account[:2] == [3 * CENT, 3 * CENT]
+    assert script.redis.eval(_ACCOUNT_HOLDS.source, 1, WORKERS, "a", 1000, 50)[1:3] == [3, 3 * CENT]
+    assert await sweep(one) == 3
+    assert not script.redis.hexists(f"{PREFIX}h:old", "0" * 32)
+    await sweep(one)
+    assert script.redis.zscore(WORKERS, "old") is None
