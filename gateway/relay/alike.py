@@ -106,7 +106,7 @@ def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> boo
     if _is_plain(value) is None:
         return False
     if field == REQUEST_ID:  # of several the last one counts, and a longer one may be too long
-        return request.request_id == was and len(value) == len(was)
+        return not request.has_two_request_ids and len(value) == len(was)
     return field in (OTHER, AUTHORIZATION, API_KEY)
 
 

@@ -226,8 +226,8 @@ async def test_a_call_has_the_id_that_came_with_it_and_of_several_the_last(runni
         return exchanges[-1]
 
     running.relay.new_exchange = kept  # type: ignore[assignment]
-    ids = [(b"1", b"9"), (b"2", b"9"), (b"2", b"8")]
-    fields = [b"Host: h\r\nX-Request-Id: %b\r\nX-Request-Id: %b\r\n" % pair for pair in ids]
+    ids = [(b"1", b"9"), (b"2", b"9"), (b"2", b"8"), (b"8", b"8"), (b"7", b"8")]
+    fields = [b"Host: h\r\nX-Request-Id: %b\r\nx-request-id: %b\r\n" % pair for pair in ids]
     assert await statuses(running, *fields) == [b"200"] * len(ids)
     assert [exchange.request_id for exchange in exchanges] == [last for _, last in ids]
 
