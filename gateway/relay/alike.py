@@ -66,7 +66,7 @@ def _become_by_lines(request: "Request", head: bytes, new_head: bytes, relay: "R
     before, after = head.split(b"\r\n"), new_head.split(b"\r\n")
     if len(before) != len(after):
         return b""
-    changes = []
+    changes: list[tuple[int, int, bytes, bytes, bytes]] = []
     for old, new in zip(before, after, strict=True):
         if old != new:
             if len(changes) == CHANGES_MAX:
