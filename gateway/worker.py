@@ -358,3 +358,9 @@ class Worker:
             await self._payments.close()
         await self._database.close()
         self._metrics.close()
+
+
+if __name__ == "__main__":  # for supervisors of the version before ``worker_main``, under which this one was installed
+    from gateway.worker_main import main
+
+    main()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gateway.relay.relay import Relay
     from gateway.relay.request import Request
 
+# To read more new values than this takes longer than to parse the head; a hundred, ten times as long.
+CHANGES_MAX = 4
 _is_plain = re.compile(rb"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 
@@ -64,9 +66,11 @@ def _become_by_lines(request: "Request", head: bytes, new_head: bytes, relay: "R
     before, after = head.split(b"\r\n"), new_head.split(b"\r\n")
     if len(before) != len(after):
         return b""
-    changes = []
+    changes: list[tuple[int, int, bytes, bytes, bytes]] = []
     for old, new in zip(before, after, strict=True):
         if old != new:
+            if len(changes) == CHANGES_MAX:
+                return b""
             name, _, was = old.partition(b": ")
             if not new.startswith(b"%b: " % name) or name.lower() in request.connection_options:
                 return b""
@@ -106,7 +110,7 @@ def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> boo
     if _is_plain(value) is None:
         return False
     if field == REQUEST_ID:  # of several the last one counts, and a longer one may be too long
-        return request.request_id == was and len(value) == len(was)
+        return not request.has_two_request_ids and len(value) == len(was)
     return field in (OTHER, AUTHORIZATION, API_KEY)
 
 

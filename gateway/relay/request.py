@@ -40,6 +40,7 @@ class Request:
         "forwarded_proto",
         "has_length",
         "has_two_credentials",
+        "has_two_request_ids",
         "head_bytes",
         "host",
         "hosts",
@@ -72,6 +73,7 @@ class Request:
         self.api_key: bytes | None = None
         self.cookie: bytes | None = None
         self.request_id: bytes | None = None
+        self.has_two_request_ids = False
         # What proxies before this one say, or the client claims: not in ``lines``, for it is said anew.
         self.forwarded_lines: list[bytes] = []
         self.forwarded_for: bytes | None = None
@@ -125,6 +127,7 @@ class Request:
             self._take_forwarded(field, name, value)
             return
         elif field == heads.REQUEST_ID:
+            self.has_two_request_ids |= self.request_id is not None
             self.request_id = value
         elif field == heads.MAX_FORWARDS:
             self.max_forwards = value

@@ -68,7 +68,7 @@ def settle(exchange: "Exchange", status: int) -> None:
             status if status > 0 else rules.NEVER_ANSWERED,
             "posted",
             cast_id,
-            exchange.request_id.decode("latin-1"),
+            (exchange.request_id or exchange.request.request_id or b"").decode("latin-1"),  # not sent: what came
             None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
         )
     )

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,11 @@ async def test_a_successor_that_fails_leaves_its_predecessor_serving(config: Pat
         served.signal(signal.SIGUSR2)
         assert (await served.event("replacement_failed"))["error"] == "exit code 1"
         assert [await served.call()] == before
+
+
+def test_a_supervisor_of_the_version_before_finds_the_worker_that_it_starts() -> None:
+    ended = subprocess.run([sys.executable, "-m", "gateway.worker"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "gateway.worker_main is started by castgate serve\n")
 
 
 async def test_a_worker_that_dies_at_the_first_start_stops_the_whole(config: Path) -> None:

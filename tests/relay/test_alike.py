@@ -13,6 +13,7 @@ from gateway.credentials import Credentials, key_in_header
 from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import PASS
 from gateway.relay import request_reader as reader_module
+from gateway.relay.alike import CHANGES_MAX
 from tests.relay.conftest import Running, answering
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -226,10 +227,34 @@ async def test_a_call_has_the_id_that_came_with_it_and_of_several_the_last(runni
         return exchanges[-1]
 
     running.relay.new_exchange = kept  # type: ignore[assignment]
-    ids = [(b"1", b"9"), (b"2", b"9"), (b"2", b"8")]
-    fields = [b"Host: h\r\nX-Request-Id: %b\r\nX-Request-Id: %b\r\n" % pair for pair in ids]
+    ids = [(b"1", b"9"), (b"2", b"9"), (b"2", b"8"), (b"8", b"8"), (b"7", b"8")]
+    fields = [b"Host: h\r\nX-Request-Id: %b\r\nx-request-id: %b\r\n" % pair for pair in ids]
     assert await statuses(running, *fields) == [b"200"] * len(ids)
     assert [exchange.request_id for exchange in exchanges] == [last for _, last in ids]
+
+
+async def test_a_head_with_more_new_values_than_are_worth_it_is_parsed(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def noted(*words: Any) -> bytes:
+        head = become(*words)
+        taken.append(head != b"")
+        return head
+
+    become = reader_module.become
+    monkeypatch.setattr(reader_module, "become", noted)
+    running.upstream.answer = answering(ANSWER)
+    changes = (0, CHANGES_MAX, CHANGES_MAX + 1, 1, 120, CHANGES_MAX)
+    values = [0] * 120
+    fields = []
+    for count in changes:
+        values[:count] = [value + 1 for value in values[:count]]
+        fields.append(b"Host: h\r\n" + b"".join(b"X-%d: %d\r\n" % pair for pair in enumerate(values)))
+    assert await statuses(running, *fields) == [b"200"] * len(changes)
+    assert taken == [True, False, True, False, True]
+    assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
 
 
 @pytest.mark.parametrize("sizes", [(1, 40_000), (1, 2, 40_000)])

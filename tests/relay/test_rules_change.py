@@ -214,6 +214,21 @@ async def test_a_verdict_after_the_call_was_told_that_nothing_is_charged_charges
     assert services.events == []
 
 
+async def test_what_is_charged_though_never_sent_has_the_id_that_came_with_it(
+    running: Running, services: Services
+) -> None:
+    cost = Cost(fixed_microcents=1_000_000, charge_when="always")
+    running.relay.use(rules("one", replace(cast("cast", 1), cost=cost)))
+    running.upstream.port = 1  # nobody listens there
+    client = await running.connect()
+    await client.send(CALL.replace(b"Host", b"X-Request-Id: seven\r\nHost"))
+    (await services.lookups.get())(Account("a"))
+    ask = await services.asks.get()
+    ask.done(hold(ask, "1" * 32))
+    assert b" 502 " in await client.read_head()
+    assert [(event.upstream_status, event.request_id) for event in services.events] == [(0, "seven")]
+
+
 async def test_a_limit_in_shadow_is_left_out_and_the_rest_asked(running: Running, services: Services) -> None:
     tried = RateLimit(name="tried", key="account", limit=1, window_ms=1000, algorithm="fixed_window", mode=SHADOW)
     kept = RateLimit(name="kept", key="ip", limit=1, window_ms=1000, algorithm="fixed_window")
