@@ -75,6 +75,7 @@ _FIELDS = [
     b": x",
     b"X",
 ]
+_VALUES = [b"1", b"2", b"3", b"44", b"a b", b"Bearer x", b"Bearer y", b"x, y", b" a", b"a ", b"a\tb", b"\xff", b""]
 _STATUSES = [b"200 OK"] * 8 + [
     b"200",
     b"204 No Content",
@@ -130,6 +131,21 @@ def pieces(random: Random, data: bytes) -> list[bytes]:
         return [data[place : place + 1] for place in range(len(data))]
     cuts = sorted(random.randrange(1, len(data)) for _ in range(random.choice((1, 1, 2, 4))))
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def nearly_the_same(random: Random) -> list[bytes]:
+    """Requests of one connection whose heads differ in the values of a few fields; one in five is spoilt besides."""
+    names = random.sample((b"X", b"x", b"X-Y", b"Via", b"Authorization", b"X-API-Key", b"Cookie"), random.randint(1, 5))
+    lines = [b"Host: h", *(name + b": 1" for name in names), *random.sample(_FIELDS, random.choice((0, 0, 0, 1)))]
+    framing, body = random.choice((([], b""), ([b"Content-Length: 3"], b"abc"), ([b"Content-Length: 0"], b"")))
+    line = random.choice((b"GET /x HTTP/1.1", b"POST /x HTTP/1.1"))
+    place, found = random.randrange(len(names)), []
+    for _ in range(random.randint(3, 7)):
+        for where in random.choice(([place], [place], [place], range(len(names)))):
+            lines[1 + where] = names[where] + b": " + random.choice(_VALUES)
+        data = b"\r\n".join((line, *lines, *framing, b"", body))
+        found.append(_spoilt(random, data) if random.random() < 0.2 else data)
+    return found
 
 
 def _request(random: Random) -> bytes:

@@ -311,7 +311,10 @@ async def run(world: World, seed: int, count: int) -> None:
     for number in range(seed, seed + count):
         random = Random(number)
         try:
-            if random.random() < 0.6:
+            kind = random.random()
+            if kind < 0.05:  # heads that are nearly known
+                await world.requests(grammar.nearly_the_same(random), one_by_one=True)
+            elif kind < 0.6:
                 data = grammar.requests(random)
                 pieces = grammar.pieces(random, data)
                 one_by_one = random.random() < 0.2
