@@ -6,7 +6,7 @@ A lane is a small state machine:
     DOWN       are decided elsewhere     the breaker lets a probe connect; it does -> JOINING
     JOINING    are decided elsewhere     it is known whether Redis lost data -> RESTORING, or -> DRAINING if not
     RESTORING  are decided elsewhere     every worker's holds are in place again (admission_restore) -> HANDOVER
-    HANDOVER   wait, for milliseconds    all workers have come so far -> DRAINING
+    HANDOVER   wait, for milliseconds    all workers have come so far -> DRAINING; one does not come -> RESTORING
     DRAINING   wait, for milliseconds    what was settled meanwhile is told -> UP
     UP         sent, one call at a time  Redis lost data -> JOINING
     all                                  a call fails, or takes longer than the time-out -> DOWN
@@ -461,6 +461,14 @@ class Lane:
             self.state = HANDOVER
             return self._quiesce()
 
+        def take_back() -> None:
+            if self._link is not link:
+                raise RedisLostError("connection closed")
+            if self.state == HANDOVER:
+                self.state = RESTORING
+                waiting, self._asks = self._asks, []
+                self._unanswered(waiting, False)
+
         if joined.is_whole:
             waiting = hand_over()
             if waiting is not None:
@@ -472,7 +480,7 @@ class Lane:
             self.settled.forget_holds(self.worker_id)
             self.settled.remove(self.worker_id, await member.foreign(link), posted=False)
             self.settle_soon()
-            await member.restore(link, joined, hand_over)
+            await member.restore(link, joined, hand_over, take_back)
         except RedisLostError as error:
             if str(error).startswith("LOST") and self._link is link:
                 return False

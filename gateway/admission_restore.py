@@ -6,7 +6,8 @@ restarted, an old snapshot, a failover; or calls that were admitted elsewhere wh
 
     stage  the worker                                                         goes on when
     1      has put its holds in place; its calls are still decided elsewhere  all are at 1, or time is nearly over
-    2      lets new calls wait, and has put in place what was admitted since  all are at 2, or time is over
+    2      lets new calls wait, and has put in place what was admitted since  all are at 2, or time is over; or goes
+                                                                              back to 1 where that takes too long
 
 "All" are the workers that live, as Postgres knows them (``Fleet``); while it does not answer, time alone decides. A
 worker that stays away for longer (stopped, cut off) is not waited for: its holds count again when it is back.
@@ -16,6 +17,7 @@ also one that this worker has not met before.
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 RESTORE_S = 3.0
 # So long before that it is time for stage 2, whoever is missing: two pauses of POLL_S, with room.
 HANDOVER_MS = 100
+# New calls wait so long at stage 2 for a worker that does not come.
+HANDOVER_MAX_S = 0.25
 POLL_S = 0.02
 # Holds put in place by one script call, some 3 ms of Redis' time.
 PAGE = 1000
@@ -129,28 +133,54 @@ class Membership:
         return left_ms, least
 
     async def restore(
-        self, link: RedisLink, joined: Joined, hand_over: Callable[[], "asyncio.Future[None] | None"]
+        self,
+        link: RedisLink,
+        joined: Joined,
+        hand_over: Callable[[], "asyncio.Future[None] | None"],
+        take_back: Callable[[], None],
     ) -> None:
         """From a generation just joined to one that admits. Raises RedisLostError.
 
         ``hand_over`` makes new calls wait here; what it returns is done when none is being decided elsewhere any more.
+        After ``take_back`` they are decided elsewhere again.
         """
-        before = list(self._holds())
-        await self.put(link, before)
+        placed: set[str] = set()
+        await self._put_new(link, placed)
         if joined.opens_ms > 0:
             await self._reached(link, stage=1, left_ms=HANDOVER_MS)
-        waiting = hand_over()
-        if waiting is not None:
-            await waiting
-        placed = {ask.hold_id for ask in before}
-        await self.put(link, [ask for ask in self._holds() if ask.hold_id not in placed])
-        if joined.opens_ms > 0:
-            await self._reached(link, stage=2, left_ms=0)
+        while True:
+            waiting = hand_over()
+            if waiting is not None:
+                await waiting
+            await self._put_new(link, placed)
+            if joined.opens_ms <= 0 or await self._reached(link, stage=2, left_ms=0, patience_s=HANDOVER_MAX_S):
+                return
+            # Somebody stopped on the way here. Once it is known that we are at 1 again, nobody admits before its time.
+            left_ms, _ = await self.stand(link, 1, ())
+            if left_ms <= 0:
+                return
+            take_back()
+            while left_ms > HANDOVER_MS:
+                await asyncio.sleep(min(POLL_S, (left_ms - HANDOVER_MS) / 1000))
+                left_ms, _ = await self.stand(link, 1, ())
 
-    async def _reached(self, link: RedisLink, *, stage: int, left_ms: int) -> None:
-        """Until all that live are at ``stage``, or no more than ``left_ms`` are left. Raises RedisLostError."""
+    async def _put_new(self, link: RedisLink, placed: set[str]) -> None:
+        """Put the holds in place that are not ``placed``; then they are. Raises RedisLostError."""
+        asks = [ask for ask in self._holds() if ask.hold_id not in placed]
+        await self.put(link, asks)
+        placed.update(ask.hold_id for ask in asks)
+
+    async def _reached(self, link: RedisLink, *, stage: int, left_ms: int, patience_s: float = math.inf) -> bool:
+        """Until all that live are at ``stage``, or no more than ``left_ms`` are left. Raises RedisLostError.
+
+        False where neither is so after ``patience_s``, and it will not be soon.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + patience_s
         while True:
             now_left_ms, least = await self.stand(link, stage, await self._fleet.living())
             if least >= stage or now_left_ms <= left_ms:
-                return
+                return True
+            if loop.time() >= until_s and now_left_ms > left_ms + HANDOVER_MS:
+                return False
             await asyncio.sleep(min(POLL_S, (now_left_ms - left_ms) / 1000))

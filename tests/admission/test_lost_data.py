@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.admission_lane import HANDOVER, RESTORING
+from gateway.admission_restore import RESTORE_S
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
 from tests.admission.conftest import StartWorker
@@ -284,3 +286,29 @@ async def test_data_of_an_earlier_layout_are_taken_for_lost(
     for account in "ab":
         assert kinds(await one.ask_many(account, 12, limited)) == {Hold: 10, BudgetExceeded: 2}
     assert await one.admission.orphans.sweep(one.admission._lanes[0]) == 0
+
+
+async def test_calls_do_not_wait_for_a_worker_that_stops_between_the_stages(
+    start_worker: StartWorker, tables: Tables, script: Script
+) -> None:
+    """It put its holds in place and is heard of no more: until its time is over, others are decided elsewhere."""
+    tables.put("a", monthly(100))
+    one = await start_worker("one")
+    assert isinstance(await one.ask("a"), Hold)
+    tables.workers.add("slow")
+    script.redis.flushall()
+    lane = one.admission._lanes[0]
+    async with asyncio.timeout(5):
+        while lane.state != RESTORING:
+            await one.ask("a")
+        while not script.redis.hset(f"{PREFIX}life", "m:slow", 1):
+            await asyncio.sleep(0)
+        while lane.state != HANDOVER:
+            await asyncio.sleep(0.001)
+    begun_s = asyncio.get_running_loop().time()
+    verdicts = await one.ask_many("a", 5)
+    assert kinds(verdicts) == {Hold: 5}
+    assert asyncio.get_running_loop().time() - begun_s < RESTORE_S / 3
+    assert lane.state == RESTORING
+    await one.serving()
+    assert script.account("a")["h"] == str(len(one.admission._open) * CENT)

@@ -10,8 +10,9 @@ from gateway.accounts import Accounts
 from gateway.metrics import Metrics
 from gateway.policy.budgets import BudgetLimit
 from gateway.policy.periods import window_at
+from gateway.usage_events import UsageEvent
 from tests.ledger.conftest import CheckCounters, MakeLedger
-from tests.ledger.making import NOON_MS, event, until
+from tests.ledger.making import MIGRATIONS, NOON_MS, event, until
 
 Connection = asyncpg.Connection
 DAY_MS = 86_400_000
@@ -325,3 +326,25 @@ async def test_a_table_that_is_missing_is_waited_for(
     await sql.execute("ALTER TABLE away RENAME TO usage_events")
     await committed.wait_for(1)
     assert committed.dropped == []
+
+
+async def test_workers_newer_than_the_tables_spill_until_the_migration_comes(
+    make_ledger: MakeLedger, sql: Connection, counters_equal_ledger: CheckCounters
+) -> None:
+    spilled: list[UsageEvent] = []
+    ledger, _ = make_ledger(spill=lambda events: spilled.extend(events) or True)
+
+    async def is_spilled() -> bool:
+        return bool(spilled)
+
+    async def is_back() -> bool:
+        return not ledger.is_failing
+
+    for name in ("0014_write_usage.rollback.sql", "0014_write_usage.sql"):
+        await sql.execute((MIGRATIONS / name).read_text())
+        ledger.append(event("a"))
+        await until(is_spilled if "rollback" in name else is_back)
+    await ledger.rewrite(spilled)
+    await ledger.close()
+    assert await sql.fetchval("SELECT count(*) FROM usage_events") == 2
+    await counters_equal_ledger()
