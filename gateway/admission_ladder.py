@@ -69,6 +69,7 @@ class Ladder:
         self._tell = tell
         self._again = again
         self._rates = RatesInMemory()
+        self._has_postgres = database is not None
         self._postgres = PostgresRung(
             database,
             worker_id,
@@ -164,6 +165,11 @@ class Ladder:
     def redis_lost(self, reason: str = "") -> None:
         """A lane cannot decide any more."""
         away = {lane for lane in self._lanes if lane.state != UP}
+        if self._has_postgres:
+            # Others may find our holds in Postgres from now on, take it that we admit there, and do so themselves: who
+            # goes back to Redis must not be served before it has heard of that, also where we admit nothing meanwhile.
+            for lane in away - self._away:
+                lane.was_elsewhere = True
         if self._postgres.state == OFF:
             self._why = reason
             self._rates.begin(self._holds())

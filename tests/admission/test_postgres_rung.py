@@ -123,6 +123,30 @@ async def test_what_was_admitted_by_postgres_is_in_redis_once_when_it_is_back(
     await books.no_hold_left()
 
 
+async def test_who_finds_redis_again_first_knows_of_what_others_admitted_by_postgres(
+    start: StartWhole, server: KillableRedis, books: Books
+) -> None:
+    """A hang a little longer than the time-out: one worker has gone on by Postgres, the other had no call meanwhile."""
+    one, two = await start("one", redis_timeout="100ms"), await start("two", redis_timeout="100ms")
+    before = await one.ask_many("a", 50), await two.ask_many("a", 49)
+    assert kinds(*before) == {Hold: 99}
+    await books.budget("b", 100)
+    assert isinstance(await one.ask("b"), Hold)
+    server.hang()
+    # The first is on its way to Redis, which will do it in vain; the other one waits for that, and Redis never hears of it.
+    assert kinds(list(await asyncio.gather(one.ask("b"), one.ask("a")))) == {Hold: 2}
+    connecting = one.admission._lanes[0]._connecting
+    assert connecting is not None
+    connecting.cancel()  # one's next try comes late
+    async with asyncio.timeout(5):
+        while two.admission._lanes[0].is_up:
+            await asyncio.sleep(0.001)
+    server.wake()
+    for _ in range(100):
+        assert isinstance(await two.ask("a"), BudgetExceeded)
+        await asyncio.sleep(0.005)
+
+
 async def test_with_several_partitions_each_comes_back_with_its_own_holds(
     start: StartWhole, server: KillableRedis, books: Books
 ) -> None:
