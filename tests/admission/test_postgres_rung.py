@@ -133,7 +133,7 @@ async def test_who_finds_redis_again_first_knows_of_what_others_admitted_by_post
     await books.budget("b", 100)
     assert isinstance(await one.ask("b"), Hold)
     server.hang()
-    # The first is on its way to Redis, which will do it in vain; the other one waits for that, and Redis never hears of it.
+    # The first is on its way to Redis, which will do it in vain; the other waits for that, and Redis never hears of it.
     assert kinds(list(await asyncio.gather(one.ask("b"), one.ask("a")))) == {Hold: 2}
     connecting = one.admission._lanes[0]._connecting
     assert connecting is not None
