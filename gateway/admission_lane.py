@@ -452,7 +452,7 @@ class Lane:
             await self._tell_versions(link)
         if joined.why not in ("", "elsewhere") and self.generation:
             _log.warning("redis_lost_data", partition=self._partition, found=joined.why)
-        if joined.is_new:
+        if not joined.is_whole:
             self.generation += 1
 
         def hand_over() -> "asyncio.Future[None] | None":

@@ -57,7 +57,6 @@ class Joined:
     """What ``join`` found. ``is_whole``: nothing was lost, and nothing need be put in place."""
 
     is_whole: bool
-    is_new: bool  # a generation that this worker did not know
     opens_ms: int
     why: str  # this worker began it, because: empty | replaced | elsewhere | behind
 
@@ -79,6 +78,7 @@ class Membership:
         self.generation = ""
         self.epoch = 0
         self.seq_known = 0  # the highest call number known to be written in our book
+        self._is_through = True  # this worker has gone all the way from joining that generation to admitting in it
         self._life = f"{prefix}life"
         self._workers = f"{prefix}workers"
         self._book = f"{prefix}h:{worker_id}"
@@ -95,15 +95,15 @@ class Membership:
         run_id = server.partition(b"run_id:")[2].partition(b"\r\n")[0]
         keys = (self._life, self._book, self._swept, *self._guards)
         known = (self.generation, os.urandom(8).hex(), self.epoch + 1, self.epoch, self.seq_known)
-        shut = (int(was_elsewhere), int(RESTORE_S * 1000))
-        reply = await link.call("EVAL", JOIN.source, len(keys), *keys, run_id, *known, *shut)
+        more = (int(was_elsewhere), int(RESTORE_S * 1000), int(not self._is_through))
+        reply = await link.call("EVAL", JOIN.source, len(keys), *keys, run_id, *known, *more)
         generation = reply[0].decode()
-        is_new = generation != self.generation
         self.epoch += 1
         self.generation = generation
-        if reply[2] != 1:
+        self._is_through = reply[2] == 1
+        if not self._is_through:
             self.seq_known = 0  # the book begins anew
-        return Joined(is_whole=reply[2] == 1, is_new=is_new, opens_ms=reply[1], why=reply[3].decode())
+        return Joined(is_whole=reply[2] == 1, opens_ms=reply[1], why=reply[3].decode())
 
     async def put(self, link: RedisLink, asks: Sequence["Ask"]) -> None:
         """Put these holds in place. Raises RedisLostError."""
@@ -154,15 +154,16 @@ class Membership:
                 await waiting
             await self._put_new(link, placed)
             if joined.opens_ms <= 0 or await self._reached(link, stage=2, left_ms=0, patience_s=HANDOVER_MAX_S):
-                return
+                break
             # Somebody stopped on the way here. Once it is known that we are at 1 again, nobody admits before its time.
             left_ms, _ = await self.stand(link, 1, ())
             if left_ms <= 0:
-                return
+                break
             take_back()
             while left_ms > HANDOVER_MS:
                 await asyncio.sleep(min(POLL_S, (left_ms - HANDOVER_MS) / 1000))
                 left_ms, _ = await self.stand(link, 1, ())
+        self._is_through = True
 
     async def _put_new(self, link: RedisLink, placed: set[str]) -> None:
         """Put the holds in place that are not ``placed``; then they are. Raises RedisLostError."""

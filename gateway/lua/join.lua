@@ -7,6 +7,7 @@
 -- ARGV[1] run id of the server  ARGV[2] the generation that the worker knows, or ''   ARGV[3] random part of a new one
 -- ARGV[4] the worker's next epoch   ARGV[5] its last one, 0 before the first   ARGV[6] the highest seq it knows written
 -- ARGV[7] '1' where the worker admitted calls elsewhere     ARGV[8] how long a new generation stays shut, ms
+-- ARGV[9] '1' where it had not come to admit in the generation that it knows: it goes all the way again
 -- Reply   [generation, ms until it opens, 1 where the book is whole, why a new generation began or '']
 --
 -- A generation ends with whatever could have lost or brought back holds. Whoever notices first begins the next; the others
@@ -36,7 +37,7 @@ elseif life[2] ~= ARGV[1] then
 elseif life[1] == ARGV[2] then
   if ARGV[7] == '1' then
     why = 'elsewhere'
-  elseif not swept then
+  elseif ARGV[9] == '0' and not swept then
     local there = book[1] and tonumber(book[1]) >= tonumber(ARGV[5]) and (tonumber(book[2]) or 0) >= tonumber(ARGV[6])
     if there then whole = 1 else why = 'behind' end
   end
@@ -58,5 +59,6 @@ if why ~= '' then
   end
   redis.call('HSET', KEYS[1], 'g', generation, 'run', ARGV[1], 'opens', opens, 'layout', LAYOUT)
 end
+if whole == 0 then redis.call('HDEL', KEYS[1], 'm:' .. string.match(KEYS[2], ':h:(.*)')) end
 redis.call('HSET', KEYS[2], 'epoch', ARGV[4])
 return {generation, math.max(0, opens - now), whole, why}

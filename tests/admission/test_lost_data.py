@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -312,3 +313,27 @@ async def test_calls_do_not_wait_for_a_worker_that_stops_between_the_stages(
     assert lane.state == RESTORING
     await one.serving()
     assert script.account("a")["h"] == str(len(one.admission._open) * CENT)
+
+
+async def test_a_connection_that_breaks_before_holds_are_in_place_is_no_reason_to_believe_redis(
+    start_worker: StartWorker, tables: Tables, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.put("a", monthly(3))
+    one = await start_worker("one")
+    assert kinds(await one.ask_many("a", 3, DENY)) == {Hold: 3}
+    member = one.admission._lanes[0]._membership
+    restore, broken = member.restore, 0
+
+    async def breaks(*arguments: Any) -> None:
+        nonlocal broken
+        broken += 1
+        if broken == 1:
+            script.redis.client_kill_filter(_type="normal", skipme=True)
+        await restore(*arguments)
+
+    monkeypatch.setattr(member, "restore", breaks)
+    script.redis.flushall()
+    await one.serving()
+    assert broken == 2
+    assert script.account("a")["h"] == str(3 * CENT)
+    assert isinstance(await one.ask("a", DENY), BudgetExceeded)
