@@ -15,7 +15,7 @@ from bench.documents import update_documents
 from bench.figures import Figures, FiguresError
 from bench.generators import INSTALL_WRK
 from bench.plain_gateway import allow_many_files
-from bench.processes import BenchError
+from bench.processes import BenchError, end_children
 from bench.run import run
 from bench.scenarios import DEFAULT, QUICK, Preset, narrowed
 from bench.targets import NGINX, REPOSITORY, ROWS, WORKER_ROWS, Row
@@ -85,6 +85,7 @@ def _measured(preset: Preset, generator: str, skipped: Sequence[str]) -> Figures
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         _say("")
+        end_children()
         click.echo("stopped; nothing is left running", err=True)
         sys.exit(130)
 

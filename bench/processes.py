@@ -109,9 +109,7 @@ def running(
         stop_process(process, signal.SIGTERM, STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):  # what it may have left of its session
             os.killpg(process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + KILL_TIMEOUT_S
-        while any(is_running(member) for member in members) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        _wait_for_the_end_of(members)
 
 
 def _wait_until_it_accepts(child: Child) -> None:
@@ -141,6 +139,25 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def end_children() -> None:
+    """Kills what is below this process, and waits for its end.
+
+    A child that was just being started when a signal came belongs to nobody, and `subprocess.run` does not wait for the
+    one it kills when it was the signal of Ctrl-C.
+    """
+    members = process_tree(os.getpid())[1:]
+    for member in members:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    _wait_for_the_end_of(members)
+
+
+def _wait_for_the_end_of(members: Sequence[int]) -> None:
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while any(is_running(member) for member in members) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def cpu_s(pid: int) -> float:

@@ -61,3 +61,18 @@ def test_the_time_of_a_child_that_has_ended_stays_counted() -> None:
     spin = "import time\nwhile time.process_time() < 0.15: pass"
     subprocess.run([sys.executable, "-c", spin], check=True)
     assert cpu_s(os.getpid()) - before >= 0.1
+
+
+def test_a_child_that_nobody_remembers_is_ended_and_waited_for() -> None:
+    """As one is that a signal met half started; in a process of its own, for it ends all that is below it."""
+    script = (
+        "import subprocess\n"
+        "from bench.processes import end_children, is_running, process_tree\n"
+        "shell = subprocess.Popen(['sh', '-c', 'trap \"\" TERM INT; sleep 60 & wait'], stdout=subprocess.PIPE)\n"
+        "while len(members := process_tree(shell.pid)) < 2:\n"
+        "    pass\n"
+        "end_children()\n"
+        "print([is_running(member) for member in members])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20)
+    assert ended.stdout == "[False, False]\n"
