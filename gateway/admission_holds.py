@@ -52,7 +52,10 @@ class OpenHolds:
                 self._ladder.ended(ask)
             if self._ladder.has_rows:
                 self._ladder.released(hold.hold_id)
-            lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
+            if ask.group is None:
+                lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
+            else:
+                lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
             lane.settle_soon()
 
     def finished(self, hold: Hold, actual_microcents: int, units: int = 0) -> None:
@@ -74,6 +77,7 @@ class OpenHolds:
             if ask.in_memory and not ask.has_ended:
                 self._ladder.ended(ask)
             ask.has_ended = True
+            ask.group = None  # it leaves its group with this
             ask.lane.settled.adjust(hold.hold_id, actual_microcents if tier is None else (actual_microcents, units))
             if actual_microcents > hold.amount_microcents:
                 ask.lane.settle_at_once()  # its client may be calling again already, and another worker
@@ -107,12 +111,18 @@ class OpenHolds:
     def _remove(self, events: Sequence[UsageEvent], *, posted: bool) -> "set[Lane]":
         by_lane: dict[Lane, list[str]] = {lane: [] for lane in self._lanes}
         touched: set[Lane] = set()
-        open_, expired = self._open, 0
+        open_, expired, grouped = self._open, 0, 0
         for event in events:
             hold_id = event.event_id
             ask = open_.pop(hold_id, None)
             if ask is not None:
-                by_lane[ask.lane].append(hold_id)
+                group = ask.group
+                if group is None:
+                    by_lane[ask.lane].append(hold_id)
+                else:
+                    ask.lane.settled.remove_grouped(group.name, ask.place, posted=posted)
+                    touched.add(ask.lane)
+                    grouped += 1
             elif hold_id in self._orphans.pending_rows:
                 self._orphans.pending_rows.discard(hold_id)
                 expired += 1
@@ -126,6 +136,7 @@ class OpenHolds:
                 touched.add(lane)
                 lane.settled.remove(self._worker_id, hold_ids, posted=posted)
                 self._settled["posted" if posted else "voided"].add(len(hold_ids))
+        self._settled["posted" if posted else "voided"].add(grouped)
         self._settled["expired"].add(expired)
         self._holds_open.set(len(self._open))
         return touched
