@@ -94,7 +94,7 @@ class Ask:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Like calls of one batch, which Redis has as one entry (``lua/groups.lua``). ``ids`` are theirs, commas between."""
+    """Like calls of one batch, which Redis has as one entry (``lua/groups.lua``); ``ids`` with commas between."""
 
     name: str
     ids: str

@@ -110,7 +110,7 @@ class Membership:
         rows = [ask.held_row() for ask in asks if ask.group is None]
         for begin in range(0, len(rows), PAGE):
             await self._put_rows(link, rows[begin : begin + PAGE], [])
-        groups = _group_rows(asks)
+        groups = group_rows(asks)
         for begin in range(0, len(groups), PAGE):
             await self._put_rows(link, [], groups[begin : begin + PAGE])
 
@@ -193,7 +193,7 @@ class Membership:
             await asyncio.sleep(min(POLL_S, (now_left_ms - left_ms) / 1000))
 
 
-def _group_rows(asks: Sequence["Ask"]) -> list[list[object]]:
+def group_rows(asks: Sequence["Ask"]) -> list[list[object]]:
     """The groups of these calls as ``lua/restore.lua`` wants them."""
     masks: dict[Group, int] = {}
     of_group: dict[Group, Ask] = {}

@@ -74,7 +74,8 @@ ADMIT = read_script(
     parts=("settle", "decide", "groups", "tiers", "rolled", *LIMIT_PARTS),
 )
 RESTORE = read_script(
-    *("parts", "input", "reads", "accounts", "holds", "books", "restore"), parts=("groups", "tiers", "limits_concurrency")
+    *("parts", "input", "reads", "accounts", "holds", "books", "restore"),
+    parts=("groups", "tiers", "limits_concurrency"),
 )
 JOIN = read_script("join")
 OPENS = read_script("opens")

@@ -41,7 +41,8 @@ function groups.take_out(book, wanted)
   local fields = redis.call('HGETALL', book.key)
   for i = 1, #fields, 2 do
     local name, text = fields[i], fields[i + 1]
-    if name ~= 'epoch' and name ~= 'seq' and string.byte(text) == GROUPED then
+    if book.texts[name] ~= nil then text = book.texts[name] end  -- changed by this batch already
+    if name ~= 'epoch' and name ~= 'seq' and text and string.byte(text) == GROUPED then
       local amount, admitted, account_id, policy, mask, ids = groups.unpacked(text)
       local left, bit_value = mask, 1
       for id in string.gmatch(ids, '[^,]+') do

@@ -52,7 +52,18 @@ class Script:
         epoch: int = 1,
         beat: bool = False,
     ) -> list[Any]:
-        asks = asks_of(calls)
+        return self.reply_to(asks_of(calls), settled, now=now, epoch=epoch, beat=beat)
+
+    def reply_to(
+        self,
+        asks: Sequence[Ask],
+        settled: Settled | None = None,
+        *,
+        now: int | None,
+        epoch: int = 1,
+        beat: bool = False,
+    ) -> list[Any]:
+        """The reply as it comes; the asks learn which groups they are in."""
         generation = self.join(epoch)
         text = batch_text(next(_numbers), epoch, generation if beat else "", 0, asks, (settled or Settled()).text())
         arguments: list[str | int] = [text] if now is None else [text, now]
