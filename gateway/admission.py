@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -223,6 +224,7 @@ class Admission:
         ask.shape = shape
         if shape.tier is not None:
             ask.units = 0 if ask.is_repeat else shape.tier.hold_units
+        ask.group = None
         ask.hold_id = event_id() if ask.hold_microcents > 0 or shape.has_slots else ""
         if account is None:
             ask.known = None
@@ -272,20 +274,28 @@ class Admission:
         now_ms = reply[0]
         admitted = 0
         takes = False
-        for place, ask in enumerate(asks, 1):
-            outcome = reply[place]
-            left: tuple[LimitLeft, ...] = ()
-            if outcome:
-                if outcome[0] != _ADMITTED:
-                    self._not_admitted(ask, outcome, now_ms)
-                    continue
-                left = ask.shape.left(outcome[1])
+        waiting = iter(asks)
+        for outcome in islice(reply, 1, None):
+            if outcome.__class__ is int:  # so many of a group, or one
+                for ask in islice(waiting, outcome or 1):
+                    admitted += 1
+                    if ask.hold_id:
+                        takes = True
+                        self._tell(ask, self._held(ask, now_ms))
+                    else:
+                        self._tell(ask, PASS)
+                continue
+            ask = next(waiting)
+            if outcome[0] != _ADMITTED:
+                self._not_admitted(ask, outcome, now_ms)
+                continue
+            left = ask.shape.left(outcome[1])
             admitted += 1
             if ask.hold_id:
                 takes = True
                 self._tell(ask, self._held(ask, now_ms, left))
             else:
-                self._tell(ask, Pass(left) if left else PASS)
+                self._tell(ask, Pass(left))
         if takes:
             lane.took_holds()
         self._outcomes["admitted"].add(admitted)
@@ -303,6 +313,7 @@ class Admission:
         return Hold(hold_id, account_id, ask.hold_microcents, now_ms, left)
 
     def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:
+        ask.group = None
         code = outcome[0]
         if code == _BUDGET and self._is_doubtful(ask, outcome[1], outcome[2]):
             ask.doubts += 1
@@ -343,7 +354,10 @@ class Admission:
         """A lane was lost before it answered. What it had sent may have been done, or may yet be: it is undone."""
         for ask in asks:
             if was_sent and ask.hold_id:
-                ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
+                if ask.group is None:
+                    ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
+                else:
+                    ask.lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
                 ask.hold_id = event_id()
             self._again(ask)
 

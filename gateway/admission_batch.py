@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # In Redis' keys; the window's length is part of the key, see lua/limits.lua.
 _LETTERS = {"fixed_window": "f", "sliding_window": "s", "token_bucket": "t", "concurrency": "c"}
+# Like calls held as one entry at most: Redis' Lua has operations on the bits of 32-bit integers with a sign.
+GROUP_MAX = 30
 # What may stand in JSON and in a key as it is. Anything else (long, not ASCII, not even Unicode) goes as its digest:
 # one strange header must not spoil the batch that it travels in.
 _plain = re.compile(r"[!#-\[\]-~]{1,128}").fullmatch
@@ -59,6 +61,8 @@ class Ask:
     retries: int = field(init=False, default=0)
     doubts: int = field(init=False, default=0)  # how often a refusal was not taken at its word
     # Of one that holds something, from its admission to its settling.
+    group: "Group | None" = field(init=False, default=None)
+    place: int = field(init=False)  # its bit in the group's masks
     admitted_ms: int = field(init=False)
     has_ended: bool = field(init=False, default=False)  # its slots are free, and ``hold_microcents`` is what it costs
     # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
@@ -86,6 +90,14 @@ class Ask:
         if self.shape.tier is None and not self.key:
             return None
         return terms_at(self.policy, at_ms, self.units, self.key)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Like calls of one batch, which Redis has as one entry (``lua/groups.lua``); ``ids`` with commas between."""
+
+    name: str
+    ids: str
 
 
 class _Named:
@@ -219,7 +231,7 @@ def _windows_text(limits: tuple[BudgetLimit, ...], windows: tuple[Window, ...]) 
 class Shape(_Named):
     """A policy under a plan: its rate limits with the plan's numbers."""
 
-    __slots__ = ("_keys", "_told", "has_slots", "limits", "policy", "tier", "tier_kind", "weights")
+    __slots__ = ("_keys", "_told", "has_groups", "has_slots", "limits", "policy", "tier", "tier_kind", "weights")
 
     def __init__(self, policy: Policy, plan: Plan | None) -> None:
         self.policy = policy  # kept: shapes are found by the id of their policy
@@ -241,6 +253,9 @@ class Shape(_Named):
         for place in told_places(policy):
             limit = policy.rate_limits[place]
             self._told.append((place, (limit.name, self.limits[place], limit.window_ms)))
+        # Calls that cost what they hold, nearly always: none leaves its group before it is over.
+        costs_as_held = not policy.cost.parts and policy.cost.hold_microcents == policy.cost.fixed_microcents
+        self.has_groups = costs_as_held and self.tier is None and not self.has_slots and not self._told
         more = [int(bool(self._told)), policy.idempotency.life_ms] if policy.idempotency else [1] if self._told else []
         super().__init__(_json([policy.name, rows, self.weights, *more]))
 
@@ -266,7 +281,7 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
     hold_ids: list[str] = []
     count = 0
     first: Ask | None = None  # of calls alike, of which there are ``count``
-    for ask in asks:
+    for at, ask in enumerate(asks):
         if first is not None:
             if (
                 ask.known is first.known
@@ -275,16 +290,15 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
                 and ask.rate_keys == first.rate_keys
                 and ask.weights == first.weights
                 and ask.key == first.key
+                and count < GROUP_MAX
             ):
-                hold_ids.append(ask.hold_id)
                 count += 1
                 continue
-            calls.append(_calls_text(number, first, count, accounts, shapes, windows))
+            calls.append(_calls_text(number, asks[at - count : at], accounts, shapes, windows, hold_ids))
         first = ask
-        hold_ids.append(ask.hold_id)
         count = 1
     if first is not None:
-        calls.append(_calls_text(number, first, count, accounts, shapes, windows))
+        calls.append(_calls_text(number, asks[len(asks) - count :], accounts, shapes, windows, hold_ids))
     said = f'"{beat}"' if beat else "0"
     parts = f"[{','.join(accounts)}],[{','.join(shapes)}],[{','.join(calls)}],{settled or '0'}"
     ids = '","'.join(hold_ids)
@@ -293,8 +307,19 @@ def batch_text(number: int, epoch: int, beat: str, seq_known: int, asks: Sequenc
 
 
 def _calls_text(
-    number: int, ask: Ask, count: int, accounts: list[str], shapes: list[str], windows: dict[str, int]
+    number: int,
+    alike: Sequence[Ask],
+    accounts: list[str],
+    shapes: list[str],
+    windows: dict[str, int],
+    hold_ids: list[str],
 ) -> str:
+    ask, count = alike[0], len(alike)
+    if count > 1 and ask.shape.has_groups and ask.known is not None and ask.hold_id and not ask.key:
+        hold_ids.append(_grouped(alike))
+        count = -count
+    else:
+        hold_ids += [one.hold_id for one in alike]
     known, keys = ask.known, ask.rate_keys
     account = 0 if known is None else known.index_in(number, accounts, windows)
     shape = ask.shape.index_in(number, shapes)
@@ -304,6 +329,18 @@ def _calls_text(
     weights = "0" if ask.weights is None else f"[{','.join(map(str, ask.weights))}]"
     digest = f'"{ask.key}"' if ask.key else "0"
     return f"{account},{ask.hold_microcents},{shape},{weights},{values},{count},{ask.units},{digest}"
+
+
+def _grouped(asks: Sequence[Ask]) -> str:
+    """Makes these calls a group; returns their ids."""
+    ids = ",".join([ask.hold_id for ask in asks])
+    group = Group(f"g{asks[0].hold_id}", ids)
+    place = 1
+    for ask in asks:
+        ask.group = group
+        ask.place = place
+        place += place
+    return ids
 
 
 def key_value(value: str) -> str:

@@ -8,7 +8,7 @@ from gateway.policy.free_tier import is_tier
 from gateway.policy.verdicts import Hold
 
 if TYPE_CHECKING:
-    from gateway.admission_batch import Ask
+    from gateway.admission_batch import Ask, Group
     from gateway.admission_ladder import Ladder
     from gateway.admission_lane import Lane
     from gateway.admission_orphans import Orphans
@@ -52,7 +52,10 @@ class OpenHolds:
                 self._ladder.ended(ask)
             if self._ladder.has_rows:
                 self._ladder.released(hold.hold_id)
-            lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
+            if ask.group is None:
+                lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
+            else:
+                lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
             lane.settle_soon()
 
     def finished(self, hold: Hold, actual_microcents: int, units: int = 0) -> None:
@@ -74,6 +77,7 @@ class OpenHolds:
             if ask.in_memory and not ask.has_ended:
                 self._ladder.ended(ask)
             ask.has_ended = True
+            ask.group = None  # it leaves its group with this
             ask.lane.settled.adjust(hold.hold_id, actual_microcents if tier is None else (actual_microcents, units))
             if actual_microcents > hold.amount_microcents:
                 ask.lane.settle_at_once()  # its client may be calling again already, and another worker
@@ -107,25 +111,40 @@ class OpenHolds:
     def _remove(self, events: Sequence[UsageEvent], *, posted: bool) -> "set[Lane]":
         by_lane: dict[Lane, list[str]] = {lane: [] for lane in self._lanes}
         touched: set[Lane] = set()
-        open_, expired = self._open, 0
+        open_, expired, grouped = self._open, 0, 0
+        group, places, lane = None, 0, self._lanes[0]  # of those that came last: they often end together
         for event in events:
             hold_id = event.event_id
             ask = open_.pop(hold_id, None)
             if ask is not None:
-                by_lane[ask.lane].append(hold_id)
+                if ask.group is None:
+                    by_lane[ask.lane].append(hold_id)
+                elif ask.group is group:
+                    places |= ask.place
+                else:
+                    grouped += self._remove_grouped(lane, group, places, posted=posted)
+                    group, places, lane = ask.group, ask.place, ask.lane
+                    touched.add(lane)
             elif hold_id in self._orphans.pending_rows:
                 self._orphans.pending_rows.discard(hold_id)
                 expired += 1
             elif (worker_id := self._orphans.pending.pop(hold_id, None)) is not None:
                 expired += 1
-                lane = self._lane_of(event.account_id)
-                touched.add(lane)
-                lane.settled.remove(worker_id, (hold_id,), posted=posted)
+                lane_of_orphan = self._lane_of(event.account_id)
+                touched.add(lane_of_orphan)
+                lane_of_orphan.settled.remove(worker_id, (hold_id,), posted=posted)
+        grouped += self._remove_grouped(lane, group, places, posted=posted)
         for lane, hold_ids in by_lane.items():
             if hold_ids:
                 touched.add(lane)
                 lane.settled.remove(self._worker_id, hold_ids, posted=posted)
-                self._settled["posted" if posted else "voided"].add(len(hold_ids))
+        ended = grouped + sum(map(len, by_lane.values()))
+        self._settled["posted" if posted else "voided"].add(ended)
         self._settled["expired"].add(expired)
         self._holds_open.set(len(self._open))
         return touched
+
+    def _remove_grouped(self, lane: "Lane", group: "Group | None", places: int, *, posted: bool) -> int:
+        if group is not None:
+            lane.settled.remove_grouped(group.name, places, posted=posted)
+        return places.bit_count()

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from gateway.database import Database
     from gateway.metrics import Metrics
 
-# Holds taken up at once: a worker that dies may leave thousands, and the ledger's queue is bounded.
-PAGE = 500
+# Entries of a book taken up at once, of up to GROUP_MAX holds each: a worker that dies may leave thousands, and the
+# ledger's queue is bounded.
+PAGE = 100
 CHARGE = "charge"
 VOID = "void"
 

@@ -28,7 +28,7 @@ import structlog
 from gateway.redis_store import JOIN, OPENS, RESTORE, RedisLink
 
 if TYPE_CHECKING:
-    from gateway.admission_batch import Ask
+    from gateway.admission_batch import Ask, Group
 
 # A new generation opens at the latest after this: a worker that lives has heard of the end of the last one by then
 # (its breaker's longest pause, a connection attempt, a heartbeat), and has put its holds in place.
@@ -107,15 +107,21 @@ class Membership:
 
     async def put(self, link: RedisLink, asks: Sequence["Ask"]) -> None:
         """Put these holds in place. Raises RedisLostError."""
-        for begin in range(0, len(asks), PAGE):
-            rows = [ask.held_row() for ask in asks[begin : begin + PAGE]]
-            text = _json([self.epoch, self.generation, rows])
-            now = () if self._clock_ms is None else (self._clock_ms(),)
-            await link.call("EVAL", RESTORE.source, 2, self._workers, self._book, text, *now)
+        rows = [ask.held_row() for ask in asks if ask.group is None]
+        for begin in range(0, len(rows), PAGE):
+            await self._put_rows(link, rows[begin : begin + PAGE], [])
+        groups = group_rows(asks)
+        for begin in range(0, len(groups), PAGE):
+            await self._put_rows(link, [], groups[begin : begin + PAGE])
+
+    async def _put_rows(self, link: RedisLink, rows: list[list[object]], groups: list[list[object]]) -> None:
+        text = _json([self.epoch, self.generation, rows, groups])
+        now = () if self._clock_ms is None else (self._clock_ms(),)
+        await link.call("EVAL", RESTORE.source, 2, self._workers, self._book, text, *now)
 
     async def foreign(self, link: RedisLink) -> list[str]:
         """Holds in our book that are none of ours: brought back by an old snapshot. Raises RedisLostError."""
-        own = {ask.hold_id for ask in self._holds()}
+        own = {ask.hold_id if ask.group is None else ask.group.name for ask in self._holds()}
         found: list[str] = []
         cursor: bytes | str = "0"
         while True:
@@ -185,3 +191,19 @@ class Membership:
             if loop.time() >= until_s and now_left_ms > left_ms + HANDOVER_MS:
                 return False
             await asyncio.sleep(min(POLL_S, (now_left_ms - left_ms) / 1000))
+
+
+def group_rows(asks: Sequence["Ask"]) -> list[list[object]]:
+    """The groups of these calls as ``lua/restore.lua`` wants them."""
+    masks: dict[Group, int] = {}
+    of_group: dict[Group, Ask] = {}
+    for ask in asks:
+        if ask.group is not None:
+            masks[ask.group] = masks.get(ask.group, 0) | ask.place
+            of_group[ask.group] = ask
+    rows: list[list[object]] = []
+    for group, mask in masks.items():
+        ask = of_group[group]
+        account = "" if ask.account is None else ask.account.account_id
+        rows.append([group.name, account, ask.hold_microcents, ask.admitted_ms, ask.policy.name, mask, group.ids])
+    return rows

@@ -46,6 +46,8 @@ class Settled:
     posted: dict[str, list[str]] = field(default_factory=dict)  # worker id -> hold ids
     voided: dict[str, list[str]] = field(default_factory=dict)
     tiers: dict[str, Usage] = field(default_factory=dict)  # as usages
+    posted_groups: dict[str, int] = field(default_factory=dict)  # name of this worker's group -> mask of its calls
+    voided_groups: dict[str, int] = field(default_factory=dict)
     count: int = 0
     dropped: int = 0
 
@@ -87,8 +89,23 @@ class Settled:
             self.dropped += excess
         self.count += len(ids) - before
 
+    def remove_grouped(self, name: str, places: int, *, posted: bool) -> None:
+        """The same for holds of a group of this worker's; ``places`` is the mask of those that are over."""
+        groups = self.posted_groups if posted else self.voided_groups
+        before = groups.get(name)
+        if before is None:
+            if self._is_full():
+                return
+            self.count += 1
+            groups[name] = places
+        else:
+            groups[name] = before | places
+
     def forget_holds(self, worker_id: str) -> None:
         """Nothing need be told of this worker's holds: all that are open are about to be put in place, no others."""
+        for groups in (self.posted_groups, self.voided_groups):
+            self.count -= len(groups)
+            groups.clear()
         for waiting in (self.posted, self.voided):
             self.count -= len(waiting.pop(worker_id, ()))
         self.count -= len(self.adjusts)
@@ -97,8 +114,12 @@ class Settled:
     def take(self) -> "Settled":
         """Items for one call, taken out; in the order in which they have to be told."""
         if self.count <= ITEMS_PER_CALL_MAX:
-            taken = Settled(self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.tiers, self.count)
+            taken = Settled(
+                *(self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.tiers),
+                *(self.posted_groups, self.voided_groups, self.count),
+            )
             self.seeds, self.usages, self.adjusts, self.posted, self.voided, self.tiers = [], {}, {}, {}, {}, {}
+            self.posted_groups, self.voided_groups = {}, {}
             self.count = 0
             return taken
         taken = Settled()
@@ -120,6 +141,10 @@ class Settled:
                 taken.remove(worker_id, ids[:room], posted=posted)
                 if ids[room:]:
                     waiting[worker_id] = ids[room:]
+        for groups, posted in ((self.posted_groups, True), (self.voided_groups, False)):
+            while groups and taken.count < ITEMS_PER_CALL_MAX:
+                name, places = groups.popitem()
+                taken.remove_grouped(name, places, posted=posted)
         self.count -= taken.count
         return taken
 
@@ -138,6 +163,9 @@ class Settled:
             self.remove(worker_id, ids, posted=True)
         for worker_id, ids in taken.voided.items():
             self.remove(worker_id, ids, posted=False)
+        for groups, posted in ((taken.posted_groups, True), (taken.voided_groups, False)):
+            for name, places in groups.items():
+                self.remove_grouped(name, places, posted=posted)
 
     def text(self) -> str:
         """As ``lua/settle.lua`` wants it; blank where there is nothing to tell."""
@@ -154,12 +182,18 @@ class Settled:
                 usages += (account_id, kind, start_ms, used)
         removes = [
             [worker_id, flag, ids]
-            for waiting, flag in ((self.posted, 1), (self.voided, 0))
-            for worker_id, ids in waiting.items()
+            for of_workers, flag in ((self.posted, 1), (self.voided, 0))
+            for worker_id, ids in of_workers.items()
         ]
-        parts = [seeds, usages, list(self.adjusts.items()), removes]
-        if self.tiers:
-            parts.append([[account_id, _rows(usage)] for account_id, usage in self.tiers.items()])
+        parts: list[object] = [seeds, usages, list(self.adjusts.items()), removes]
+        groups: list[str | int] = []
+        for waiting, flag in ((self.posted_groups, 1), (self.voided_groups, 0)):
+            for name, places in waiting.items():
+                groups += (name, places, places.bit_count(), flag)
+        if self.tiers or groups:
+            parts.append([[account_id, _rows(usage)] for account_id, usage in self.tiers.items()] or 0)
+        if groups:
+            parts.append(groups)
         return _json(parts)
 
     def _is_full(self) -> bool:

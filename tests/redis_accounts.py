@@ -1,5 +1,6 @@
 """Accounts as Redis has them, for tests that look at them, or change what they say."""
 
+import struct
 from typing import Any
 
 import redis
@@ -50,3 +51,24 @@ def held_at(client: "redis.Redis[Any]", key: str) -> int:
 def spoil(client: "redis.Redis[Any]", key: str, field: str, value: int) -> None:
     """The account says something else from now on: a field of ``fields_at``, or ``x``, when it expires."""
     client.eval(_SPOIL, 1, key, field, value)
+
+
+def holds_in(client: "redis.Redis[Any]", book: str) -> set[str]:
+    """The ids of the holds in a worker's book, those of groups among them (``lua/groups.lua``)."""
+    found: set[str] = set()
+    fields = client.execute_command("HGETALL", book, **{NEVER_DECODE: []})
+    for name, packed in fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True):
+        text = name if isinstance(name, str) else name.decode()
+        if text in ("epoch", "seq"):
+            continue
+        found.update(_members(packed) if packed[0] == 2 else (text,))
+    return found
+
+
+def _members(packed: bytes) -> list[str]:
+    at = 17
+    for _ in ("account", "policy"):
+        at += 4 + int.from_bytes(packed[at : at + 4], "little")
+    (mask,) = struct.unpack_from("<I", packed, at)
+    ids = packed[at + 4 :].decode().split(",")
+    return [one for place, one in enumerate(ids) if mask >> place & 1]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HOLDS_MAX = 50  # that are listed, the oldest first
 # Redis serves nobody else while these are looked through: 10 ms.
 LOOKED_THROUGH_MAX = 5000
-_ACCOUNT_HOLDS = read_script("partition", "holds", "account_holds")
+_ACCOUNT_HOLDS = read_script("parts", "partition", "holds", "account_holds", parts=("groups",))
 
 _log = structlog.get_logger()
 

@@ -17,11 +17,19 @@ for _, book in ipairs(books) do
   local fields = redis.call('HGETALL', book[2])
   for i = 1, #fields, 2 do
     local id = fields[i]
-    if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) <= WITH_MORE then
+    if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) <= GROUPED then
       local amount, admitted, account_id, policy = hold_unpacked(fields[i + 1])
       if account_id == ARGV[1] then
-        sum = sum + amount
-        found[#found + 1] = {id, amount, admitted, policy, book[1]}
+        local members = {id}
+        if string.byte(fields[i + 1]) == GROUPED then
+          local groups = use('groups')
+          local _, _, _, _, mask, ids = groups.unpacked(fields[i + 1])
+          members = groups.members(mask, ids)
+        end
+        for _, member in ipairs(members) do
+          sum = sum + amount
+          found[#found + 1] = {member, amount, admitted, policy, book[1]}
+        end
       end
     end
   end

@@ -1,6 +1,7 @@
 -- Decides calls in the order they came, all or nothing each: facts, then budgets in the order sent, then rate limits in the
 -- policy's order. Only a call that passes all of them takes from any of them. Outcomes:
 --   0                            admitted
+--   n                            so many calls of a group admitted
 --   [0, [left, ms, …]]           the same under a policy that tells what its limits have left, left and ms of each
 --   [1, window index, taken, need or absent]   a budget is spent: used + held is `taken`; `need` under a free tier, where the
 --                                call would have had to hold that and not its amount
@@ -48,12 +49,24 @@ local function entry_outcome(entry, account, version, windows, rolling, tier)
   rooms[entry] = room
 end
 
+local function take_from_limit(state, row, weight)
+  if state.stage ~= TAKEN then
+    state.stage = TAKEN
+    limits_taken[#limits_taken + 1] = state
+    limits_taken[#limits_taken + 1] = row
+  end
+  state.taken = state.taken + weight
+end
+
 local reply = {now}
 local new = book_of(worker).new
 local ids_before, states_before = 0, 0
 
 for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; what they share is looked up once
   local entry, amount, shape_index, weights, _, count, units, key = unpack(calls, at, at + CALL_SIZE - 1)
+  local is_group = count < 0
+  local group_ids, passed = ids[ids_before + 1], 0
+  if is_group then count = -count end
   local shape = shapes[shape_index]
   local rows, tells, packed = shape[2], shape[4] == 1, nil
   if weights == 0 then weights = shape[3] end
@@ -77,9 +90,21 @@ for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; wha
     end
   end
 
+  if is_group and not not_yet and amount * count <= room - held then
+    local all_pass = true
+    for i, row in ipairs(rows) do
+      if all_pass and row.limiter.wait(states[states_before + i], row, weights[i] * count) > 0 then all_pass = false end
+    end
+    if all_pass then
+      for i, row in ipairs(rows) do take_from_limit(states[states_before + i], row, weights[i] * count) end
+      held = held + amount * count
+      reply[#reply + 1] = count
+      passed, count = count, 0
+    end
+  end
   local need = amount
   for call = ids_before + 1, ids_before + count do
-    local hold_id, outcome = ids[call], not_yet
+    local hold_id, outcome = is_group and group_ids or ids[call], not_yet
     if not outcome and tier then need = tiers.need_of(tier, units) end
     if not outcome and account and need > 0 and need > room - held then
       for i, window in ipairs(windows) do
@@ -101,12 +126,7 @@ for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; wha
       outcome = ADMITTED
       for i, row in ipairs(rows) do
         local state = states[states_before + i]
-        if state.stage ~= TAKEN then
-          state.stage = TAKEN
-          limits_taken[#limits_taken + 1] = state
-          limits_taken[#limits_taken + 1] = row
-        end
-        state.taken = state.taken + weights[i]
+        take_from_limit(state, row, weights[i])
         if row.limiter.enter then row.limiter.enter(state, hold_id) end
       end
       if tells then
@@ -120,7 +140,8 @@ for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; wha
       if hold_id ~= '' then
         if account then held = held + need end
         if tier then tiers.take(tier, units, need) end
-        if not packed then
+        passed = passed + 1
+        if not packed and not is_group then
           -- The concurrency limits in which it counts until it has ended, and what it must remember for the ledger: nearly none.
           local slots, terms
           for i, row in ipairs(rows) do
@@ -137,13 +158,19 @@ for at = 1, #calls, CALL_SIZE do  -- like calls that came one after another; wha
           end
           packed = hold_packed(amount, now, id, shape[1], slots, terms)
         end
-        new[#new + 1] = hold_id
-        new[#new + 1] = packed
+        if not is_group then
+          new[#new + 1] = hold_id
+          new[#new + 1] = packed
+        end
       end
     end
     reply[#reply + 1] = outcome
   end
-  ids_before, states_before = ids_before + count, states_before + #rows
+  if is_group and passed > 0 then  -- the first of them: what one does not find room for the next does not either
+    new[#new + 1] = 'g' .. string.match(group_ids, '[^,]+')
+    new[#new + 1] = use('groups').packed(amount, now, id, shape[1], 2 ^ passed - 1, group_ids)
+  end
+  ids_before, states_before = ids_before + (is_group and 1 or count), states_before + #rows
   if account and not not_yet and held ~= account.held then account_hold(account, held - account.held) end
   if tier and not not_yet then account_touch(account) end
 end

@@ -39,18 +39,26 @@ if is_known then
     local fields = redis.call('HGETALL', book[2])
     for i = 1, #fields, 2 do
       local hold_id = fields[i]
-      if hold_id ~= 'epoch' and hold_id ~= 'seq' and string.byte(fields[i + 1]) <= WITH_MORE then
+      if hold_id ~= 'epoch' and hold_id ~= 'seq' and string.byte(fields[i + 1]) <= GROUPED then
         local amount, admitted, id, _, _, terms = hold_unpacked(fields[i + 1])
+        local members = {hold_id}
+        if string.byte(fields[i + 1]) == GROUPED then
+          local groups = use('groups')
+          local _, _, _, _, mask, ids = groups.unpacked(fields[i + 1])
+          members = groups.members(mask, ids)
+        end
         if terms and terms[TERMS_KIND] then
           local of_account = units[id] or {}
           local tier = terms[TERMS_KIND] .. ' ' .. string.format('%.0f', terms[TERMS_START])
           units[id] = of_account
           of_account[tier] = (of_account[tier] or 0) + terms[TERMS_UNITS]
         else
-          sums[id] = (sums[id] or 0) + amount
+          sums[id] = (sums[id] or 0) + amount * #members
         end
-        if now - admitted > tonumber(ARGV[2]) and #old < 4 * OLD_MAX then
-          for _, part in ipairs({book[1], hold_id, id, amount}) do old[#old + 1] = part end
+        for _, member in ipairs(members) do
+          if now - admitted > tonumber(ARGV[2]) and #old < 4 * OLD_MAX then
+            for _, part in ipairs({book[1], member, id, amount}) do old[#old + 1] = part end
+          end
         end
       end
     end

@@ -14,14 +14,14 @@
 --            shapes    [[policy name, [[algorithm, limit, window_ms, burst, key prefix], …], [weight in each limit, …],
 --                      tells (1, 0 or absent), key life in ms or absent], …]; tells: calls that pass hear what the limits have left
 --            calls     [account index or 0, amount, shape index, weights, key values, count, units or 0, idempotency key's digest or
---                      0, account index, …]: so many calls alike; weights 0: those of the shape; key values 0: the account's id
+--                      0, account index, …]: so many calls alike, held as one group (groups.lua) where count is below 0; weights 0: those of the shape; key values 0: the account's id
 --                      for each limit
---            ids       [hold id or "", …] of all calls
---            settles   0 or [seeds, usages, adjusts, removes, tiers or absent], see settle.lua
+--            ids       [hold id or "", …] of all calls; of a group one text with commas
+--            settles   0 or [seeds, usages, adjusts, removes, tiers or 0, groups or absent], see settle.lua
 --            seq_known  the highest seq that the worker knows to be written    seq  this call's
 --          What there is much of is in flat lists: a table for each account and call would be a third of their cost.
 -- ARGV[2]  tests only: the time in ms instead of Redis' own
--- Reply    [now_ms, outcome of each call, …], outcomes as in admit.lua; or an error that begins with FENCED (a newer
+-- Reply    [now_ms, outcome of each call, …], outcomes as in decide.lua; or an error that begins with FENCED (a newer
 --          connection of this worker exists) or LOST (data are missing or old: join again); then nothing was changed
 --
 -- Amounts stay below 2^53: exact in Lua's doubles, in struct's, in redis.call's arguments (%.17g) and in cmsgpack's integers.

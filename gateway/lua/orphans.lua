@@ -29,9 +29,15 @@ local reply = {page[1]}
 local fields = page[2]
 for i = 1, #fields, 2 do
   local id = fields[i]
-  if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) > WITH_MORE then
+  if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) > GROUPED then
     -- Of an earlier layout, by a worker that ran beside later ones: nobody can read it, and it must not stand in the way.
     redis.call('HDEL', book, id)
+  elseif id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) == GROUPED then
+    local groups = use('groups')
+    local amount, admitted, account_id, policy, mask, ids = groups.unpacked(fields[i + 1])
+    for _, member in ipairs(groups.members(mask, ids)) do
+      for _, part in ipairs({member, account_id, amount, admitted, policy, ''}) do reply[#reply + 1] = part end
+    end
   elseif id ~= 'epoch' and id ~= 'seq' then
     local amount, admitted, account_id, policy, slots, terms = hold_unpacked(fields[i + 1])
     if slots then

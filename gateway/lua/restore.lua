@@ -1,10 +1,10 @@
 -- A worker puts its own holds in place, as it knows them: those that are missing are added, amounts and slots corrected.
 -- May be repeated; holds that are here and not named stay.
 -- ARGV[1] JSON: [epoch, generation, [[hold id, account id or "", amount, admitted_ms, policy name, [slot key, …],
--- terms or absent, price of the tier as num, den], …]]
+-- terms or absent, price of the tier as num, den], …], [[group's name, account id or "", amount, admitted_ms, policy name, mask, ids], …]]
 local TERMS_KIND, TERMS_START, TERMS_UNITS, TERMS_LIMIT = 1, 2, 4, 5
 local TIER_LIMIT = 4
-local epoch, generation, rows = input[1], input[2], input[3]
+local epoch, generation, rows, groups = input[1], input[2], input[3], input[4]
 
 if redis.call('HGET', prefix .. 'life', 'g') ~= generation then
   return redis.error_reply('LOST another generation has begun')
@@ -19,7 +19,23 @@ for i, row in ipairs(rows) do
   ids[i] = row[1]
   if row[2] ~= '' then want(prefix .. 'a:' .. row[2]) end
 end
+for i, row in ipairs(groups) do
+  ids[#rows + i] = row[1]
+  if row[2] ~= '' then want(prefix .. 'a:' .. row[2]) end
+end
 book_read(own, ids)
+for _, row in ipairs(groups) do
+  local name, account_id, amount, mask, ids_text = row[1], row[2], row[3], row[6], row[7]
+  local known, before = use('groups'), 0
+  if own.texts[name] then
+    local _, _, _, _, present = known.unpacked(own.texts[name])
+    before = known.count(present)
+  end
+  local difference = amount * (known.count(mask) - before)
+  if account_id ~= '' and difference ~= 0 then account_hold(account_of(account_id), difference) end
+  own.texts[name] = known.packed(amount, row[4], account_id, row[5], mask, ids_text)
+  own.changed[#own.changed + 1] = name
+end
 for _, row in ipairs(rows) do
   local id, account_id, amount, slots, terms = row[1], row[2], row[3], row[6], row[7]
   local present = own.texts[id]
@@ -54,4 +70,4 @@ end
 accounts_store()
 books_store()
 redis.call('ZADD', KEYS[1], now, worker)
-return #rows
+return #rows + #groups

@@ -5,10 +5,11 @@
 --   usages   [account id, kind, start_ms, used, account id, …]         the same, returned by a write of the ledger
 --   adjusts  [[hold id, actual amount or [amount, units]], …]          calls of this worker that ended
 --   removes  [[worker id, posted (0 or 1), [hold id, …]], …]           posted, voided or expired holds
---   tiers    [[account id, [[kind, start_ms, used units], …]], …] or absent   what a write of the ledger returned of free tiers
+--   tiers    [[account id, [[kind, start_ms, used units], …]], …] or 0   what a write of the ledger returned of free tiers
+--   groups   [name, mask, how many calls that is, posted (0 or 1), name, …] or absent   as removes, of this worker's groups (groups.lua)
 
 local TERMS_KIND, TERMS_START, TERMS_UNITS = 1, 2, 4
-local seeds, usages, adjusts, removes, tiers_used = unpack(input[6])
+local seeds, usages, adjusts, removes, tiers_used, groups_over = unpack(input[6])
 
 -- Usage is an absolute sum of the ledger that only rises within a window, so the higher of two is the later one:
 -- N workers may bring it in any order and any number of times. For the same reason a change of facts wipes nothing.
@@ -34,17 +35,42 @@ local function merge(account, kind, start, used, exactly)
   end
 end
 
+-- Entries of their own for these holds, where they are in a group.
+local function read_alone(book, ids)
+  book_read(book, ids)
+  local missing
+  for _, id in ipairs(ids) do
+    if not book.texts[id] then
+      missing = missing or {}
+      missing[id] = true
+    end
+  end
+  if missing then use('groups').take_out(book, missing) end
+end
+
 -- What is read is read together.
 local own = book_of(worker)
 if adjusts[1] then
   local ids = {}
   for i, adjust in ipairs(adjusts) do ids[i] = adjust[1] end
-  book_read(own, ids)
+  read_alone(own, ids)
+end
+if groups_over then
+  local names = {}
+  for i = 1, #groups_over, 4 do names[#names + 1] = groups_over[i] end
+  book_read(own, names)
+  for _, name in ipairs(names) do
+    local text = own.texts[name]
+    if text then
+      local _, _, account_id = hold_unpacked(text)
+      want(prefix .. 'a:' .. account_id)
+    end
+  end
 end
 local is_known = {}  -- a text that holds share
 for _, remove in ipairs(removes) do
   local book = book_of(remove[1])
-  book_read(book, remove[3])
+  read_alone(book, remove[3])
   for _, id in ipairs(remove[3]) do
     local text = book.texts[id]
     if text and not is_known[text] then
@@ -77,7 +103,7 @@ for _, seed in ipairs(seeds) do
   for _, row in ipairs(seed[6] or {}) do use('tiers').merge(account, row[1], row[2], row[3], exactly) end
 end
 
-for _, tier in ipairs(tiers_used or {}) do
+for _, tier in ipairs(tiers_used ~= 0 and tiers_used or {}) do
   local account = account_of(tier[1])
   for _, row in ipairs(tier[2]) do use('tiers').merge(account, row[1], row[2], row[3]) end
 end
@@ -111,7 +137,12 @@ for _, remove in ipairs(removes) do
     local text = found[id]
     if text then
       hold_release_slots(id, text)
-      counts[text] = (counts[text] or 0) + 1
+      local number = 1
+      if string.byte(text) == GROUPED then  -- as a whole: it came back from an old snapshot
+        local _, _, _, _, mask = use('groups').unpacked(text)
+        number = use('groups').count(mask)
+      end
+      counts[text] = (counts[text] or 0) + number
       found[id] = false
       gone[#gone + 1] = id
     end
@@ -127,5 +158,30 @@ for _, remove in ipairs(removes) do
       account_hold(account, -fall)
     end
     if remove[2] == 1 and fall > 0 and account.is_rolled then use('rolled').posted(account, fall, admitted) end
+  end
+end
+
+if groups_over then
+  local groups = use('groups')
+  for i = 1, #groups_over, 4 do
+    local name, mask, number, posted = unpack(groups_over, i, i + 3)
+    local text = own.texts[name]
+    if text then
+      local amount, admitted, account_id, policy, present, ids = groups.unpacked(text)
+      local gone = bit.band(present, mask)
+      if gone ~= mask then number = groups.count(gone) end
+      if gone == present then
+        own.texts[name] = false
+        own.gone[#own.gone + 1] = name
+      elseif gone ~= 0 then
+        own.texts[name] = groups.packed(amount, admitted, account_id, policy, present - gone, ids)
+        own.changed[#own.changed + 1] = name
+      end
+      if gone ~= 0 then
+        local account = account_of(account_id)
+        account_hold(account, -amount * number)
+        if posted == 1 and account.is_rolled then use('rolled').posted(account, amount * number, admitted) end
+      end
+    end
   end
 end

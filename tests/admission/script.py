@@ -14,7 +14,7 @@ from gateway.policy.rules import Policy
 from gateway.policy.verdicts import Verdict
 from gateway.redis_store import ADMIT, ORPHANS
 from tests.admission.reference import Call, Outcome
-from tests.redis_accounts import fields_at
+from tests.redis_accounts import fields_at, holds_in
 
 PREFIX = "cg:{0}:"
 WORKERS = f"{PREFIX}workers"
@@ -38,7 +38,10 @@ class Script:
         epoch: int = 1,
         beat: bool = False,
     ) -> list[Outcome]:
-        return self.reply(calls, settled, now=now, epoch=epoch, beat=beat)[1:]
+        outcomes: list[Outcome] = []
+        for outcome in self.reply(calls, settled, now=now, epoch=epoch, beat=beat)[1:]:
+            outcomes += [0] * outcome if isinstance(outcome, int) and outcome else [outcome]
+        return outcomes
 
     def reply(
         self,
@@ -49,7 +52,18 @@ class Script:
         epoch: int = 1,
         beat: bool = False,
     ) -> list[Any]:
-        asks = asks_of(calls)
+        return self.reply_to(asks_of(calls), settled, now=now, epoch=epoch, beat=beat)
+
+    def reply_to(
+        self,
+        asks: Sequence[Ask],
+        settled: Settled | None = None,
+        *,
+        now: int | None,
+        epoch: int = 1,
+        beat: bool = False,
+    ) -> list[Any]:
+        """The reply as it comes; the asks learn which groups they are in."""
         generation = self.join(epoch)
         text = batch_text(next(_numbers), epoch, generation if beat else "", 0, asks, (settled or Settled()).text())
         arguments: list[str | int] = [text] if now is None else [text, now]
@@ -72,7 +86,7 @@ class Script:
         return fields_at(self.redis, f"{PREFIX}a:{account_id}")
 
     def holds(self) -> set[str]:
-        return cast("set[str]", set(self.redis.hkeys(self.book))) - {"epoch", "seq"}
+        return holds_in(self.redis, self.book)
 
     def orphans(
         self, silent_ms: int, worker_id: str = "", *, now: int, cursor: str = "0", page: int = 100

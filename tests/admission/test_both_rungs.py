@@ -174,7 +174,7 @@ def test_any_history_of_budgets_is_decided_alike(script: Script, rung: Postgres)
                 for hold_id, call in self.open.items()
             ]
             script.redis.eval(
-                RESTORE.source.decode(), 2, WORKERS, script.book, json.dumps([1, generation, rows]), self.now
+                RESTORE.source.decode(), 2, WORKERS, script.book, json.dumps([1, generation, rows, []]), self.now
             )
             for account in self.facts:
                 self.seed(account)

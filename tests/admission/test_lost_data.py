@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import redis
 from gateway.admission_lane import HANDOVER, RESTORING
 from gateway.admission_restore import RESTORE_S
 from gateway.policy.budgets import BudgetLimit
+from gateway.policy.rules import Cost, Policy
 from gateway.policy.verdicts import BudgetExceeded, Hold, RateLimited, Verdict
 from tests.admission.conftest import StartWorker
 from tests.admission.killable import killable_redis
 from tests.admission.script import PREFIX, Script
 from tests.admission.world import CENT, Tables, Worker, monthly, per_minute, policy
+from tests.redis_accounts import holds_in
 
 DENY = policy(on_store_failure="deny")
+# May cost something else than what it holds, so each is an entry of its own.
+UNEQUAL = replace(DENY, cost=Cost(fixed_microcents=2 * CENT, hold_microcents=CENT))
 AT_ONCE = policy(per_minute(3, "concurrency", window_ms=0), on_store_failure="deny")
 
 
@@ -154,16 +159,17 @@ async def test_slots_of_calls_under_way_are_put_back(start_worker: StartWorker, 
     assert kinds(await two.ask_many("a", 3, AT_ONCE)) == {Hold: 2, RateLimited: 1}
 
 
+@pytest.mark.parametrize("policy_of", [DENY, UNEQUAL], ids=["in groups", "one by one"])
 async def test_thousands_of_holds_are_put_back_in_pages(
-    start_worker: StartWorker, tables: Tables, script: Script
+    start_worker: StartWorker, tables: Tables, script: Script, policy_of: Policy
 ) -> None:
     tables.put("a", monthly(3000))
     one = await start_worker("one")
-    await one.ask_many("a", 2500, DENY)
+    await one.ask_many("a", 2500, policy_of)
     script.redis.flushall()
     await one.serving()
     assert script.account("a")["h"] == str(2500 * CENT)
-    assert len(script.redis.hkeys(f"{PREFIX}h:one")) >= 2501
+    assert len(holds_in(script.redis, f"{PREFIX}h:one")) == 2500
 
 
 async def test_many_workers_begin_one_generation(start_worker: StartWorker, tables: Tables, script: Script) -> None:

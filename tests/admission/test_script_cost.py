@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.admission_batch import batch_text
+from gateway.admission_batch import Ask, batch_text
 from gateway.admission_settle import Seed, Settled
 from gateway.redis_store import ADMIT
 from tests.admission.reference import Call
@@ -97,3 +97,22 @@ def test_a_batch_makes_little_garbage(script: Script, accounts: int, bytes_max: 
     ]
     # The least of those that settle too: Lua's table of all strings grows now and then, in whichever round that falls.
     assert min(used[1:]) <= bytes_max
+
+
+# As entries of their own they took 23,800.
+def test_like_calls_make_as_little_garbage_as_a_few(script: Script) -> None:
+    seed(script, 1)
+    used = []
+    before: list[Ask] = []
+    for number in range(1, 5):
+        asks = asks_of([replace(call(total(999)), account_id="a0") for _ in range(64)])
+        settled = Settled()
+        for ask in before:
+            if ask.group is not None:
+                settled.remove_grouped(ask.group.name, ask.place, posted=True)
+            else:
+                settled.remove("w1", [ask.hold_id], posted=True)
+        text = batch_text(number, 1, "", 0, asks, settled.text())
+        used.append(int(script.redis.eval(_MEASURED, 2, WORKERS, script.book, text, NOW_MS)))
+        before = asks
+    assert min(used[1:]) <= 15_500

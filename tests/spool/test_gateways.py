@@ -19,7 +19,7 @@ from bench.load import Endpoint, Load, run
 from tests.acceptance.conftest import CAST_BODY
 from tests.gateways import ROOT, RunningGateway, migrated, running_gateway
 from tests.ledger.link import Link
-from tests.redis_accounts import held_at
+from tests.redis_accounts import held_at, holds_in
 from tests.upstream_stub.running import Account, create_account, stub_process
 
 pytestmark = pytest.mark.timeout(90)
@@ -92,11 +92,7 @@ class World:
     def holds(self) -> Mapping[str, int]:
         """Of every worker that holds anything, how many."""
         with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
-            books = {
-                key: client.hlen(key)
-                - sum(client.hexists(key, field) for field in ("epoch", "seq"))  # of the book itself
-                for key in client.scan_iter("cg:{0}:h:*")
-            }
+            books = {key: len(holds_in(client, key)) for key in client.scan_iter("cg:{0}:h:*")}
         return {key: count for key, count in books.items() if count}
 
     def held(self, account: Account) -> int:

@@ -1,0 +1,67 @@
+-- Like calls that one batch admits together are one entry of a book: what they share is written once, and ended once for all that
+-- end together. Its name is 'g' and the id of the first; behind HOLD come the mask of the calls that still hold (bit i: the call
+-- at i, from 0) and the ids of all, with commas between them. Only calls without slots and terms, and so few that a mask of them is exact
+-- in the 32 bits of `bit` (GROUP_MAX in gateway/admission_batch.py). A hold that is asked for by its id leaves its group first (take_out).
+local MASK = '<I'
+
+local groups = {}
+
+function groups.packed(amount, admitted, account_id, policy, mask, ids)
+  return struct.pack(HOLD, GROUPED, amount, admitted, #account_id, account_id, #policy, policy) .. struct.pack(MASK, mask) .. ids
+end
+
+function groups.unpacked(text)
+  local _, amount, admitted, account_id, policy, place = struct.unpack(HOLD, text)
+  local mask, ids_place = struct.unpack(MASK, text, place)
+  return amount, admitted, account_id, policy, mask, string.sub(text, ids_place)
+end
+
+-- How many calls a mask is of.
+function groups.count(mask)
+  local count = 0
+  while mask > 0 do
+    count = count + mask % 2
+    mask = math.floor(mask / 2)
+  end
+  return count
+end
+
+-- The ids of the calls that still hold.
+function groups.members(mask, ids)
+  local found = {}
+  for id in string.gmatch(ids, '[^,]+') do
+    if mask % 2 == 1 then found[#found + 1] = id end
+    mask = math.floor(mask / 2)
+  end
+  return found
+end
+
+-- Holds of the book's groups that are wanted by their ids become entries of their own. Reads the whole book: seldom.
+function groups.take_out(book, wanted)
+  local fields = redis.call('HGETALL', book.key)
+  for i = 1, #fields, 2 do
+    local name, text = fields[i], fields[i + 1]
+    if book.texts[name] ~= nil then text = book.texts[name] end  -- changed by this batch already
+    if name ~= 'epoch' and name ~= 'seq' and text and string.byte(text) == GROUPED then
+      local amount, admitted, account_id, policy, mask, ids = groups.unpacked(text)
+      local left, bit_value = mask, 1
+      for id in string.gmatch(ids, '[^,]+') do
+        if wanted[id] and bit.band(mask, bit_value) ~= 0 then
+          left = left - bit_value
+          book.texts[id] = hold_packed(amount, admitted, account_id, policy)
+          book.changed[#book.changed + 1] = id
+        end
+        bit_value = bit_value * 2
+      end
+      if left == 0 then
+        book.texts[name] = false
+        book.gone[#book.gone + 1] = name
+      elseif left ~= mask then
+        book.texts[name] = groups.packed(amount, admitted, account_id, policy, left, ids)
+        book.changed[#book.changed + 1] = name
+      end
+    end
+  end
+end
+
+return groups
