@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gateway.config.free_tiers import FreeSpec
 from gateway.config.models import Section, contradiction, present
+from gateway.config.request_fields import NAME
 from gateway.config.scalars import Kind, cents, choice, price, reader_of, statuses, text
 from gateway.policy.costs import (
     BYTES_OF,
@@ -31,7 +32,7 @@ Events = Literal["last", "sum"]
 BytesOf = Literal["answer", "request", "both"]
 IfMissing = Literal["hold", "free"]
 ChargeWhen = Literal["success", "sent", "always"]
-FieldName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")]
+FieldName = Annotated[str, text("a header name", NAME)]
 JsonPointer = Annotated[str, text("a JSON pointer such as /id", r"(?:/(?:[^~/]|~[01])*)+")]
 
 _PRICE = Field(description='cents for one unit, as a decimal of up to 18 places: "0.00003"')

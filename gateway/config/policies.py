@@ -9,9 +9,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from gateway.config.costs import CostSpec, FieldName, JsonPointer, OptionalCents
+from gateway.config.costs import CostSpec, JsonPointer, OptionalCents
 from gateway.config.models import Section, contradiction, present
 from gateway.config.rate_limits import Limit, Mode, Name, RateLimitSpec
+from gateway.config.request_fields import request_field
 from gateway.config.scalars import (
     Kind,
     choice,
@@ -132,7 +133,9 @@ class LogSpec(Section):
 class IdempotencySpec(Section):
     """A call whose key was billed within its life, for the same account under the same policy, is not billed again."""
 
-    header: Annotated[FieldName, Field(description="the request's header that has the key")] = "Idempotency-Key"
+    header: Annotated[str, request_field(), Field(description="the request's header that has the key")] = (
+        "Idempotency-Key"
+    )
     life_s: Annotated[float, duration_s("1s", "31d")] = Field(
         default=86_400.0, alias="life", description="how long a key counts after the call that was billed"
     )

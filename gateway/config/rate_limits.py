@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, GetJsonSchemaHandler, ModelWrapValidatorHandler, model_validator
 
-from gateway.config.costs import FieldName
 from gateway.config.models import Section, contradiction
+from gateway.config.request_fields import NAME, check_request_field, request_field
 from gateway.config.scalars import Kind, choice, duration_ms, expected, reader_of, text, whole
 from gateway.policy.rules import ALGORITHMS, ENFORCE, KEY_SEPARATOR, SHADOW, RateLimit
 from gateway.policy.weights import HeaderWeight, Weight
@@ -24,17 +24,24 @@ Name = Annotated[str, text(_NAME, r"[A-Za-z0-9_.-]{1,64}")]
 _LIMIT = whole(1, LIMIT_MAX)
 Limit = Annotated[int, _LIMIT]
 _KEY_KINDS = "account, api_key, ip, route or header:<name>"
-_HEADER_KEY = r"account|api_key|ip|route|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"
+_HEADER = "header:"
+_HEADER_KEY = rf"account|api_key|ip|route|{_HEADER}{NAME}"
 
 
 def _key() -> Kind:
     one = text(_KEY_KINDS, _HEADER_KEY)
-    read_one = reader_of(one)
+    read_name = reader_of(one)
+
+    def read_one(value: object) -> str:
+        key = str(read_name(value))
+        if key.startswith(_HEADER):
+            check_request_field(key.removeprefix(_HEADER), value)
+        return key
 
     def read(value: object) -> str:
         if not isinstance(value, list):
-            return str(read_one(value))
-        keys = [str(read_one(key)) for key in value]
+            return read_one(value)
+        keys = [read_one(key) for key in value]
         if not 1 <= len(keys) <= KEYS_MAX or len({key.lower() for key in keys}) < len(keys):
             raise expected(f"a list of 1 to {KEYS_MAX} different keys", value)
         return KEY_SEPARATOR.join(keys)
@@ -45,7 +52,7 @@ def _key() -> Kind:
 class WeightSpec(Section):
     """What a field of the request's head says that the call weighs; or a plain number, the same for every call."""
 
-    header: Annotated[FieldName, Field(description="holds one whole number; anything else weighs max")]
+    header: Annotated[str, request_field(), Field(description="holds one whole number; anything else weighs max")]
     default: Annotated[Limit, Field(description="the weight of a call without the field")] = 1
     maximum: Annotated[Limit, Field(alias="max", description="no call weighs more")]
 

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from gateway.config.models import Section, contradiction
+from gateway.config.request_fields import request_field
 from gateway.config.scalars import (
     choice,
     duration_s,
@@ -21,7 +22,6 @@ from gateway.config.scalars import (
 from gateway.policy.origins import origin_of
 
 Sql = Annotated[str, text("an SQL statement", length_max=10_000)]
-HeaderName = Annotated[str, text("a header name", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")]
 HashName = Literal["sha256_hex", "none"]
 HttpUrl = Annotated[str, url("an http or https URL", "http", "https")]
 WebhookUrl = Annotated[str | None, optional(secret_url("an http or https URL", "http", "https"))]
@@ -66,12 +66,12 @@ class ApiKey(Section):
     ``sql`` gets the hashes as ``$1::text[]`` and returns rows ``hash, account_id``, both text; unknown keys have none.
     """
 
-    header: HeaderName = "Authorization"
+    header: Annotated[str, request_field()] = "Authorization"
     scheme: Annotated[str | None, optional(text("an authentication scheme such as Bearer", r"[A-Za-z0-9-]+"))] = (
         "Bearer"
     )
     # A header whose whole value is the key, for a second way that Phase 1 accepts.
-    alternative_header: Annotated[str | None, optional(text("a header name", r"[A-Za-z0-9_-]+"))] = "X-API-Key"
+    alternative_header: Annotated[str | None, optional(request_field())] = "X-API-Key"
     hash: Annotated[HashName, choice(*get_args(HashName))] = "sha256_hex"
     sql: Sql = "SELECT key_sha256 AS hash, user_id::text AS account_id FROM api_keys WHERE key_sha256 = ANY($1::text[])"
 

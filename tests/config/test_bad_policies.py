@@ -12,6 +12,7 @@ WAYS = "fixed, header, json, duration, bytes"
 LIMIT = '{name: per-account, limit: "${RATE_LIMIT_PER_MINUTE:-60}", window: 1m}'
 WEIGHT = "policies/cast.yaml:6:49: policies[0].rate_limits[0].weight"
 ONE_SLOT = "expected no weight for the algorithm concurrency, where each call takes one slot"
+CALLERS_OWN = "expected a header name that is the caller's own (not of the connection, the framing or X-Forwarded-…)"
 MANY_COSTS = ", ".join(["{fixed: {cents: 1}}"] * 9)
 
 
@@ -45,6 +46,10 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "a misspelt cost": (
         cost("{heder: {}}"),
         f'{AT.replace("11", "12")}.heder: unknown key "heder", did you mean "header"?',
+    ),
+    "an idempotency header of the connection": (
+        policy("idempotency: {header: connection}"),
+        f'policies/cast.yaml:4:27: policies[0].idempotency.header: {CALLERS_OWN}, found "connection"',
     ),
     "an idempotency header that is none": (
         policy("idempotency: {header: 'Idempotency Key'}"),
@@ -235,6 +240,10 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         "policies/cast.yaml:6:24: policies[0].rate_limits[0].key: "
         "expected a list of 1 to 4 different keys, found a list",
     ),
+    "a key that the gateway writes": (
+        limit("{name: a, key: 'header:X-Forwarded-For', limit: 1, window: 1m}"),
+        f'policies/cast.yaml:6:24: policies[0].rate_limits[0].key: {CALLERS_OWN}, found "header:X-Forwarded-For"',
+    ),
     "a key of nothing": (
         limit("{name: a, key: [ip, 'header:'], limit: 1, window: 1m}"),
         "policies/cast.yaml:6:24: policies[0].rate_limits[0].key: "
@@ -302,6 +311,10 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "a weight of a field that cannot be": (
         limit("{name: a, limit: 1, window: 1m, weight: {header: X Units, max: 2}}"),
         f'{WEIGHT.replace("49", "58")}.header: expected a header name, found "X Units"',
+    ),
+    "a weight by the framing": (
+        limit("{name: a, limit: 1, window: 1m, weight: {header: Content-Length, max: 2}}"),
+        f'{WEIGHT.replace("49", "58")}.header: {CALLERS_OWN}, found "Content-Length"',
     ),
     "a weight by nearly the right name": (
         limit("{name: a, limit: 1, window: 1m, weight: {heder: X-Units, max: 2}}"),

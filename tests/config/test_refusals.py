@@ -205,6 +205,11 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         config("log: {format: jsno}\n"),
         'config.yaml:8:15: log.format: expected one of json, console, found "jsno", did you mean "json"?',
     ),
+    "a key where another thing stands": (
+        config("identity: {api_key: {header: Host}}\n"),
+        "config.yaml:8:30: identity.api_key.header: expected a header name that is the caller's own "
+        '(not of the connection, the framing or X-Forwarded-…), found "Host"',
+    ),
     "a header that cannot be": (
         config("identity: {api_key: {header: 'X Key'}}\n"),
         'config.yaml:8:30: identity.api_key.header: expected a header name, found "X Key"',

@@ -21,6 +21,8 @@ BEYOND_SCHEMAS = (
     *("an account of callers without one", "calls at once of callers without an account"),
     *("a weight above the limit", "a weight above the burst", "a plan's limit below what a call weighs"),
     *("a weight of calls at once", "a weight that a call tells, of calls at once"),
+    # A pattern has no way to say: but not these, in whatever case.
+    *("a weight by the framing", "a key that the gateway writes", "an idempotency header of the connection"),
     *("a usual weight above the most", "a usual weight above the limit"),
 )
 validator = jsonschema.Draft202012Validator(policies_schema())
