@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -99,6 +100,7 @@ def main() -> None:
     if text is None:
         sys.exit("gateway.worker_main is started by castgate serve")
     parameters = Parameters(**json.loads(text))
+    faulthandler.enable()  # a fault in a library's machine code says where it was, and the supervisor that it was one
     # Several gateways must find the same windows whatever their machines' own time zone data say: the wheel's count.
     zoneinfo.reset_tzpath(())
     # A Ctrl-C at the terminal is the supervisor's to handle.

@@ -7,6 +7,7 @@
 What is drawn depends on the seed alone; when things happen depends on the machine.
 """
 
+import faulthandler
 import json
 import signal
 import sys
@@ -65,6 +66,7 @@ def main(
         only=only,
     )
     click.echo(f"seed {plan.seed}")
+    faulthandler.enable()
     # As a Ctrl-C: small disks are mounted, which would stay.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="castgate-chaos-") as made:
