@@ -132,7 +132,7 @@ def main(
     documents: bool,
     from_path: Path | None,
 ) -> None:
-    """Measure Castgate, its peers and the service itself: a quarter of an hour, or two minutes with --quick."""
+    """Measure Castgate, its peers and the service itself: some twenty minutes, or two with --quick."""
     if from_path is not None:
         try:
             figures = Figures.read(from_path)

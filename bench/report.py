@@ -143,8 +143,8 @@ def doubts(figures: Figures) -> list[str]:
         )
     if in_vain:
         found.append(
-            f"the machine was not quiet: {in_vain} of {rounds_count} rounds of rows waited in vain for a moment in which "
-            f"others use less than {SHARE_MAX:.0%} of a core"
+            f"the machine was not quiet: {in_vain} of {rounds_count} times a row waited in vain for all others to use "
+            f"less than {SHARE_MAX:.0%} of a core"
         )
     return found
 

@@ -95,7 +95,7 @@ def test_it_says_that_the_machine_was_not_quiet(tmp_path: Path) -> None:
             *("--seconds", "0.2", "--generator", "python", "--wait", "0.2", "--json", str(file)),
         )
     assert ended.returncode == 0, ended.stderr
-    assert "the machine was not quiet: 1 of 1 rounds of rows waited in vain" in ended.stdout
+    assert "the machine was not quiet: 1 of 1 times a row waited in vain" in ended.stdout
     (scenario,) = json.loads(file.read_text())["scenarios"]
     assert [found["waited_in_vain"] for found in scenario["rows"]["direct-many"]] == [True]
 

@@ -77,7 +77,7 @@ def test_doubts_name_what_they_are_about() -> None:
 def test_waits_in_vain_for_a_quiet_machine_are_counted() -> None:
     rounds = [one_round(1, waited_in_vain=in_vain) for in_vain in (True, False, True)]
     (doubt,) = report.doubts(made({"throughput": {"castgate": rounds}}))
-    assert doubt.startswith("the machine was not quiet: 2 of 3 rounds of rows waited in vain")
+    assert doubt.startswith("the machine was not quiet: 2 of 3 times a row waited in vain")
 
 
 def test_what_many_accounts_cost_the_generator_alone_is_told() -> None:
