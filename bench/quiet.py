@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bench.processes import Cores, busy_s, cpu_s
 
-SHARE_MAX = 0.05  # of one core; a dozen servers that nobody calls take a fifth of that
+SHARE_MAX = 0.05  # of one core; all that a bench starts takes 1 to 2% while nobody calls it
 WINDOW_S = 0.5  # the kernel counts in ticks of 10 ms: a shorter one would not tell a twentieth
 WAIT_S_MAX = 30.0
 SAY_EVERY_S = 5.0
