@@ -102,6 +102,13 @@ def _measured(preset: Preset, generator: str, skipped: Sequence[str]) -> Figures
 @click.option("--only", default="", metavar="ROW,…", help=f"Some rows: {', '.join(row.name for row in _ALL_ROWS)}.")
 @click.option("--scenarios", "some", default="", metavar="NAME,…", help=f"Some loads: {', '.join(_SCENARIOS)}.")
 @click.option("--accounts", type=click.IntRange(1, 1_000_000), help="Of the row with many, instead of the preset's.")
+@click.option(
+    "--wait",
+    "wait_s_max",
+    type=click.FloatRange(0, 600),
+    metavar="SECONDS",
+    help="For a quiet machine, before each row, at most, instead of the preset's; 0: not at all.",
+)
 @click.option("--generator", default="auto", show_default=True, type=click.Choice(["auto", "wrk", "python"]))
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
 @click.option("--chart", "chart_path", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG here.")
@@ -118,13 +125,14 @@ def main(
     only: str,
     some: str,
     accounts: int | None,
+    wait_s_max: float | None,
     generator: str,
     json_path: Path | None,
     chart_path: Path | None,
     documents: bool,
     from_path: Path | None,
 ) -> None:
-    """Measure Castgate, its peers and the service itself: a quarter of an hour, or two minutes with --quick."""
+    """Measure Castgate, its peers and the service itself: some twenty minutes, or two with --quick."""
     if from_path is not None:
         try:
             figures = Figures.read(from_path)
@@ -141,6 +149,7 @@ def main(
             seconds=seconds,
             connections=connections,
             accounts=accounts,
+            wait_s_max=wait_s_max,
         )
         if not preset.scenarios:
             raise click.UsageError("nothing is left to measure: " + "; ".join(skipped.values() or ["see --help"]))

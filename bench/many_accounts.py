@@ -48,15 +48,17 @@ def add_accounts(
     database_url: str,
     first: int,
     count: int,
-    keys_file: Path | None = None,
     periods: tuple[str, ...] = ("monthly",),
     added: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Accounts number ``first`` and on; ``keys_file`` gets their keys, one a line; ``added`` is told their number."""
+    """Accounts number ``first`` and on; ``added`` is told their number."""
     asyncio.run(_add(database_url, first, count, periods, added))
-    if keys_file is not None:
-        keys_file.touch(mode=0o600)
-        keys_file.write_text("".join(f"{key_of(number)}\n" for number in range(first, first + count)))
+
+
+def write_keys(keys_file: Path, first: int, count: int) -> None:
+    """Their keys, one a line."""
+    keys_file.touch(mode=0o600)
+    keys_file.write_text("".join(f"{key_of(number)}\n" for number in range(first, first + count)))
 
 
 async def _add(

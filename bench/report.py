@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench.figures import MIB, PROMISES, Figures
+from bench.quiet import SHARE_MAX
 from bench.scenarios import ONE, STREAMS, THROUGHPUT
 from bench.targets import BASELINE, DIRECT, DIRECT_MANY
 
@@ -115,13 +116,16 @@ def doubts(figures: Figures) -> list[str]:
     if shared:
         found.append("only one core: server, load, upstream and stores share it; compare rows with each other at most")
     disturbed: dict[str, float] = {}
-    count = 0
+    count = rounds_count = in_vain = 0
     for scenario in figures.scenarios:
         name = scenario["name"]
         for row in scenario["rows"]:
             where = f"{figures.title(row)} ({scenario['title']})"
             pinned = not shared and "all cores" not in figures.title(row)
             count += 1
+            rounds = figures.rounds(name, row)
+            rounds_count += len(rounds)
+            in_vain += sum(one.get("waited_in_vain", False) for one in rounds)
             other = _median(figures, name, row, "other_cpu")
             rest = _median(figures, name, row, "rest_cores_busy")
             proxy = _median(figures, name, row, "proxy_core_busy")
@@ -136,6 +140,11 @@ def doubts(figures: Figures) -> list[str]:
         found.append(
             f"the machine was not quiet: in {len(disturbed)} of {count} measurements other programs took more than "
             f"{OTHER_CPU_MAX:.0%} of the server's core (most: {disturbed[worst]:.0%}, {worst})"
+        )
+    if in_vain:
+        found.append(
+            f"the machine was not quiet: {in_vain} of {rounds_count} times a row waited in vain for all others to use "
+            f"less than {SHARE_MAX:.0%} of a core"
         )
     return found
 

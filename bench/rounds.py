@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.generators import Generator, Request, Sample
 from bench.processes import Child, busy_s, cpu_s, largest_bytes, memory_bytes
@@ -30,6 +30,7 @@ class Measured:
     proxy_core_busy: float  # share of the time, by whomever
     rest_cores_busy: float
     other_cpu: float  # share of the server's core that other programs took
+    waited_in_vain: bool = False  # before it, for a quiet machine
 
     def as_json(self) -> dict[str, object]:
         """The figures as JSON holds them."""
@@ -42,6 +43,7 @@ class Measured:
             "proxy_core_busy": self.proxy_core_busy,
             "rest_cores_busy": self.rest_cores_busy,
             "other_cpu": self.other_cpu,
+            "waited_in_vain": self.waited_in_vain,
         }
 
 
@@ -105,12 +107,21 @@ def measure(request: Request, child: Child, around: Surroundings, load: Load, se
 
 
 def run_rounds(
-    rows: Sequence[Row], rounds: int, measure_row: Callable[[Row], Measured], say: Callable[[str], None], title: str
+    rows: Sequence[Row],
+    rounds: int,
+    wait: Callable[[Row], bool],
+    measure_row: Callable[[Row], Measured],
+    say: Callable[[str], None],
+    title: str,
 ) -> dict[str, list[Measured]]:
-    """Measure all rows in each round; row name -> one entry a round."""
+    """Measure all rows in each round, each once ``wait`` says that the machine is quiet, or that it waited in vain.
+
+    Row name -> one entry a round.
+    """
     measured: dict[str, list[Measured]] = {row.name: [] for row in rows}
     for number in range(1, rounds + 1):
         for row in rows:
+            quiet = wait(row)
             say(f"{title}, round {number} of {rounds}: {row.title}")
-            measured[row.name].append(measure_row(row))
+            measured[row.name].append(replace(measure_row(row), waited_in_vain=not quiet))
     return measured

@@ -1,10 +1,14 @@
-"""A whole run: start everything, put every load on every row, audit the ledger, stop everything."""
+"""A whole run: start everything, put every load on every row, audit the ledger, stop everything.
+
+Rows of many accounts have stores of their own (``of_many_accounts``), and no row is measured until what others left to
+be done is done (``bench.quiet``): a figure is to be the same whichever rows are measured beside it.
+"""
 
 import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +18,12 @@ from bench.figures import FORMAT
 from bench.generators import GRACE_S, Generator, generator_named
 from bench.machine import machine, versions
 from bench.processes import BenchError, Child, pinned, split_cores
+from bench.quiet import Quiet, used_by_others_s
 from bench.rounds import Load, Measured, measure, run_rounds, with_generator
 from bench.scenarios import Preset, Scenario
 from bench.streams import EVENT_INTERVAL_S, read_streams, stream_upstream
-from bench.surroundings import Say, Surroundings, call, started, surroundings
-from bench.targets import NGINX, ROWS, Row, Target
+from bench.surroundings import Say, Surroundings, call, of_many_accounts, started, surroundings
+from bench.targets import NGINX, ROWS, Row
 
 # Calls of many accounts in a second on the slowest machine: a round of all of them takes no longer than this allows.
 _CALLS_PER_S_MIN = 500
@@ -29,25 +34,38 @@ class _Run:
     """What is needed all the way, and what is gathered."""
 
     around: Surroundings
+    of_many: Mapping[str, Surroundings]  # by row, of those with many accounts
     generator: Generator
+    quiet: Quiet
     say: Say
     children: dict[str, Child] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)  # of the one account
     tally_many: Tally = field(default_factory=Tally)
     first_keys: dict[str, int] = field(default_factory=dict)  # where many accounts go on, by row
 
-    def start(self, stack: contextlib.ExitStack, targets: Sequence[Target], around: Surroundings, suffix: str) -> None:
-        for target in targets:
-            name = target.name + suffix
-            if name not in self.children:
-                self.say(f"starting {name}")
-                self.children[name] = stack.enter_context(started(target, around, name))
+    def around_of(self, row: Row) -> Surroundings:
+        return self.of_many[row.name] if row.many_accounts else self.around
+
+    def start(self, stack: contextlib.ExitStack, row: Row, around: Surroundings, suffix: str = "") -> None:
+        name = row.target.name + suffix
+        if name not in self.children:
+            self.say(f"starting {name}")
+            self.children[name] = stack.enter_context(started(row.target, around, name))
+
+    def wait(self, row: Row, suffix: str = "") -> bool:
+        """Whether the machine is quiet now but for the row's own server, or it was waited for in vain."""
+        cores, pid = self.around.cores, self.children[row.target.name + suffix].process.pid
+        return self.quiet.wait(
+            lambda: used_by_others_s(cores, pid),
+            lambda share: self.say(f"{row.title} waits for a quiet machine ({share:.0%} of a core is used)"),
+        )
 
     def check_answers(self, rows: Sequence[Row], *, large: bool) -> None:
         """Every row must relay the service's answer before it is worth measuring."""
         for row in rows:
-            request = row.request(self.around, large=large)
-            key = self.around.api_key
+            around = self.around_of(row)
+            request = row.request(around, large=large)
+            key = around.api_key
             if request.keys_file is not None:
                 key = request.keys_file.read_text().partition("\n")[0]
             child = self.children[row.target.name]
@@ -62,9 +80,9 @@ class _Run:
 
     def measure(self, row: Row, child: Child, load: Load, seconds: float, *, large: bool = False) -> Measured:
         """One row once, and its calls in the tally; of many accounts, those that have waited longest."""
-        first_key = self.first_keys.get(row.name, 0)
-        request = row.request(self.around, large=large, first_key=first_key)
-        measured = measure(request, child, self.around, load, seconds)
+        around, first_key = self.around_of(row), self.first_keys.get(row.name, 0)
+        request = row.request(around, large=large, first_key=first_key)
+        measured = measure(request, child, around, load, seconds)
         # Of the last calls some may have got no answer; their accounts call again.
         self.first_keys[row.name] = first_key + max(0, measured.sample.requests - measured.sample.abandoned_max)
         if row.charged:
@@ -81,14 +99,14 @@ class _Run:
                 continue
             self.call_of_each(row, connections, seconds)
             # A call that waited when its generator hung up may have been one that no later run has made again.
-            while row.charged and (missing := accounts_not_charged(self.around)):
+            while row.charged and (missing := accounts_not_charged(self.around_of(row))):
                 self.say(f"warming up: {row.title}: {missing:,} have no call in the ledger")
                 self.call_of_each(row, connections, seconds)
 
     def call_of_each(self, row: Row, connections: int, seconds: float) -> None:
         """Each of many accounts calls, in runs of so many seconds. Raises BenchError where that takes for ever."""
         load = with_generator(self.generator, connections, seconds)
-        many = self.around.many_accounts
+        many = self.around_of(row).many_accounts
         begin, called = self.first_keys.get(row.name, 0), 0
         deadline = time.monotonic() + GRACE_S + many / _CALLS_PER_S_MIN
         while called < many:
@@ -103,12 +121,11 @@ class _Run:
         if scenario.streams:
             return self._streams(scenario)
         with contextlib.ExitStack() as stack:
-            own = [row.target for row in scenario.rows if row.target.name not in self.children]
-            self.start(stack, own, self.around, "")
-            rows = [row for row in scenario.rows if row.target in own]
-            self.check_answers(rows or scenario.rows, large=scenario.large)
-            if rows:
-                self.warm_up(rows, scenario.connections, warm_up_s)
+            own = [row for row in scenario.rows if row.target.name not in self.children]
+            for row in own:
+                self.start(stack, row, self.around_of(row))
+            self.check_answers(own or scenario.rows, large=scenario.large)
+            self.warm_up(own, scenario.connections, warm_up_s)
 
             def measure_row(row: Row) -> Measured:
                 if row.many_accounts and row.target.stores:
@@ -119,9 +136,9 @@ class _Run:
                 child = self.children[row.target.name]
                 return self.measure(row, child, load, scenario.seconds, large=scenario.large)
 
-            found = run_rounds(scenario.rows, scenario.rounds, measure_row, self.say, scenario.title)
-            for target in own:
-                del self.children[target.name]
+            found = run_rounds(scenario.rows, scenario.rounds, self.wait, measure_row, self.say, scenario.title)
+            for row in own:
+                del self.children[row.target.name]
             return found
 
     def _streams(self, scenario: Scenario) -> dict[str, list[Measured]]:
@@ -132,7 +149,11 @@ class _Run:
             url = stack.enter_context(stream_upstream(self.around.folder, cores, events))
             # A stream keeps its connection to the service.
             around = replace(self.around, upstream_url=url, upstream_connections_max=2 * scenario.connections)
-            self.start(stack, [row.target for row in scenario.rows], around, "-streams")
+            for row in scenario.rows:
+                self.start(stack, row, around, "-streams")
+
+            def wait(row: Row) -> bool:
+                return self.wait(row, "-streams")
 
             def measure_row(row: Row) -> Measured:
                 child = self.children[f"{row.target.name}-streams"]
@@ -146,7 +167,7 @@ class _Run:
                     self.tally.certain += scenario.connections
                 return measured
 
-            return run_rounds(scenario.rows, scenario.rounds, measure_row, self.say, scenario.title)
+            return run_rounds(scenario.rows, scenario.rounds, wait, measure_row, self.say, scenario.title)
 
     def audits(self) -> list[str]:
         """What the ledger says of the calls of charged rows."""
@@ -155,7 +176,7 @@ class _Run:
         for row in charged:
             self.say(f"auditing the ledger: {row.title}")
             if row.many_accounts:
-                found.append(audit_many(self.around, self.tally_many))
+                found.append(audit_many(self.around_of(row), self.tally_many))
             else:
                 port = self.children[row.target.name].port
                 found.append(audit(self.around, port, row.request(self.around), self.tally))
@@ -174,14 +195,19 @@ def run(preset: Preset, generator_name: str, skipped: Sequence[str], say: Say) -
             surroundings(
                 folder,
                 cores,
-                stores=any(row.target.stores for row in rows.values()),
+                stores=any(row.target.stores and not row.many_accounts for row in rows.values()),
                 say=say,
-                many_accounts=preset.many_accounts if any(row.many_accounts for row in rows.values()) else 0,
             )
         )
-        state = _Run(around=around, generator=generator, say=say)
+        of_many = {
+            row.name: stack.enter_context(of_many_accounts(around, row.target, preset.many_accounts, say))
+            for row in rows.values()
+            if row.many_accounts
+        }
+        state = _Run(around=around, of_many=of_many, generator=generator, quiet=Quiet(preset.wait_s_max), say=say)
         lasting = [row for row in ROWS if row.name in rows]
-        state.start(stack, [row.target for row in lasting], around, "")
+        for row in lasting:
+            state.start(stack, row, state.around_of(row))
         state.check_answers(lasting, large=False)
         state.warm_up(lasting, preset.scenarios[0].connections, preset.warm_up_s)
         found = [(scenario, state.scenario(scenario, preset.warm_up_s)) for scenario in preset.scenarios]
@@ -199,11 +225,11 @@ def run(preset: Preset, generator_name: str, skipped: Sequence[str], say: Say) -
             (one.sample.generator for _, rounds in found for many in rounds.values() for one in many), ""
         ),
         "upstream": "nginx" if NGINX.met else "python",
-        "many_accounts": around.many_accounts,
+        "many_accounts": preset.many_accounts if of_many else 0,
         "audits": audits,
         "skipped": list(skipped),
         "rows": {
-            row.name: row.title.replace("many accounts", f"{around.many_accounts:,} accounts") for row in rows.values()
+            row.name: row.title.replace("many accounts", f"{preset.many_accounts:,} accounts") for row in rows.values()
         },
         "scenarios": [
             {

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from bench.quiet import WAIT_S_MAX
 from bench.targets import DIRECT, ROWS, WORKER_ROWS, Row
 
 THROUGHPUT, ONE, MANY, LARGE, STREAMS, WORKERS = (
@@ -32,6 +33,7 @@ class Preset:
     scenarios: tuple[Scenario, ...]
     many_accounts: int
     warm_up_s: float
+    wait_s_max: float  # for a quiet machine, before each row
 
 
 def _scenarios(main_rounds: int, main_s: float, rounds: int, seconds: float) -> tuple[Scenario, ...]:
@@ -50,8 +52,20 @@ def _scenarios(main_rounds: int, main_s: float, rounds: int, seconds: float) -> 
     )
 
 
-DEFAULT = Preset(name="default", scenarios=_scenarios(5, 4.0, 3, 3.0), many_accounts=100_000, warm_up_s=1.0)
-QUICK = Preset(name="quick", scenarios=_scenarios(1, 1.0, 1, 1.0), many_accounts=5_000, warm_up_s=1.0)
+DEFAULT = Preset(
+    name="default",
+    scenarios=_scenarios(5, 4.0, 3, 3.0),
+    many_accounts=100_000,
+    warm_up_s=1.0,
+    wait_s_max=WAIT_S_MAX,
+)
+QUICK = Preset(
+    name="quick",
+    scenarios=_scenarios(1, 1.0, 1, 1.0),
+    many_accounts=5_000,
+    warm_up_s=1.0,
+    wait_s_max=0.0,
+)
 
 
 def narrowed(
@@ -63,6 +77,7 @@ def narrowed(
     seconds: float | None,
     connections: int | None,
     accounts: int | None,
+    wait_s_max: float | None,
 ) -> Preset:
     """The preset with some of its rows and scenarios, other rounds and seconds; ``connections``: of the first one."""
     kept = []
@@ -80,4 +95,5 @@ def narrowed(
         scenarios=tuple(kept),
         many_accounts=accounts or preset.many_accounts,
         warm_up_s=min(preset.warm_up_s, seconds or preset.warm_up_s),
+        wait_s_max=preset.wait_s_max if wait_s_max is None else wait_s_max,
     )

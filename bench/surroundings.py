@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import peers
-from bench.many_accounts import account_id_of, add_accounts, key_of
+from bench.many_accounts import account_id_of, add_accounts, key_of, write_keys
 from bench.processes import BenchError, Child, Cores, pinned, running
 from bench.targets import REPOSITORY, UPSTREAM, Place, Target, castgate_environment
 from gateway.embedded import EmbeddedError, embedded_postgres, embedded_redis, free_port
@@ -68,21 +68,9 @@ def surroundings(
 ) -> Iterator[Surroundings]:
     """The upstream and, with ``stores``, Postgres, Redis, the account and many more; all stopped on the way out."""
     with contextlib.ExitStack() as stack:
-        made = Surroundings(folder=folder, cores=cores, upstream_url="")
-        pids: dict[str, int] = {}
         stack.enter_context(pinned(cores.rest))
-        if stores:
-            try:
-                say("starting Postgres")
-                postgres = stack.enter_context(embedded_postgres(folder / "postgres"))
-                say("starting Redis")
-                # It is a cache: what it loses comes back from Postgres, so nothing of it is kept on disk.
-                redis = stack.enter_context(embedded_redis(folder / "redis", ephemeral=True))
-            except EmbeddedError as error:
-                raise BenchError(str(error)) from None
-            made = replace(made, database_url=postgres.url, redis_url=redis.url)
-            pids = {"Postgres": postgres.process.pid, "Redis": redis.process.pid}
         say("starting the upstream")
+        made = Surroundings(folder=folder, cores=cores, upstream_url="")
         place = made.place("behind")
         command = UPSTREAM.command(place)
         behind = stack.enter_context(
@@ -95,22 +83,67 @@ def surroundings(
                 environment=command.environment,
             )
         )
-        pids["upstream"] = behind.process.pid
-        made = replace(made, upstream_url=f"http://127.0.0.1:{place.port}", pids=pids)
+        made = replace(made, upstream_url=f"http://127.0.0.1:{place.port}", pids={"upstream": behind.process.pid})
         if stores:
+            made = stack.enter_context(_with_stores(made, say, redis=True, postgres=True))
+        if many_accounts:
+            made = _with_many_accounts(made, many_accounts, say)
+        yield made
+
+
+@contextlib.contextmanager
+def of_many_accounts(around: Surroundings, target: Target, many_accounts: int, say: Say) -> Iterator[Surroundings]:
+    """The same upstream, many accounts, and of stores those that the target needs, which no other one has.
+
+    What a hundred thousand accounts leave in stores is vacuumed and expires while other rows are measured, which would
+    pay for it.
+    """
+    folder = around.folder / f"around-{target.name}"
+    folder.mkdir(mode=0o755)
+    made = Surroundings(
+        folder=folder,
+        cores=around.cores,
+        upstream_url=around.upstream_url,
+        pids={"upstream": around.pids["upstream"]},
+    )
+    with pinned(around.cores.rest), _with_stores(made, say, redis=target.redis, postgres=target.postgres) as made:
+        yield _with_many_accounts(made, many_accounts, say)
+
+
+@contextlib.contextmanager
+def _with_stores(made: Surroundings, say: Say, *, redis: bool, postgres: bool) -> Iterator[Surroundings]:
+    """Those that are asked for, in Postgres the account and Castgate's tables."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if postgres:
+                say("starting Postgres")
+                server = stack.enter_context(embedded_postgres(made.folder / "postgres"))
+                made = replace(made, database_url=server.url, pids={**made.pids, "Postgres": server.pid})
+            if redis:
+                say("starting Redis")
+                # It is a cache: what it loses comes back from Postgres, so nothing of it is kept on disk.
+                server = stack.enter_context(embedded_redis(made.folder / "redis", ephemeral=True))
+                made = replace(made, redis_url=server.url, pids={**made.pids, "Redis": server.pid})
+        except EmbeddedError as error:
+            raise BenchError(str(error)) from None
+        if postgres:
             say("migrating, making the account")
             made = _with_account(made)
-        if many_accounts:
-            keys_file = folder / "keys"
-            add_accounts(
-                made.database_url,
-                1,
-                many_accounts,
-                keys_file,
-                added=lambda there: say(f"making {many_accounts:,} accounts: {there:,}"),
-            )
-            made = replace(made, keys_file=keys_file, many_accounts=many_accounts)
         yield made
+
+
+def _with_many_accounts(made: Surroundings, many_accounts: int, say: Say) -> Surroundings:
+    """Their keys in a file, and where there is a Postgres they themselves."""
+    keys_file = made.folder / "keys"
+    write_keys(keys_file, 1, many_accounts)
+    if made.database_url:
+        add_accounts(
+            made.database_url,
+            1,
+            many_accounts,
+            added=lambda there: say(f"making {many_accounts:,} accounts: {there:,}"),
+        )
+    return replace(made, keys_file=keys_file, many_accounts=many_accounts)
 
 
 def _with_account(made: Surroundings) -> Surroundings:
@@ -145,7 +178,7 @@ def started(target: Target, around: Surroundings, name: str = "") -> Iterator[Ch
         if target.peer_budget:
             owners = [(around.api_key, around.account_id)]
             if target.many_accounts:
-                owners += [(key_of(number), account_id_of(number)) for number in range(1, around.many_accounts + 1)]
+                owners = [(key_of(number), account_id_of(number)) for number in range(1, around.many_accounts + 1)]
             peers.prepare_redis(around.redis_url, owners, MONTHLY_LIMIT_CENTS * MICROCENTS_PER_CENT)
         if target.budget:
             give_budget(child.port, around.api_key)

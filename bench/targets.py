@@ -88,11 +88,17 @@ class Target:
     name: str
     command: Callable[[Place], Command]
     needs: tuple[Need, ...] = ()
-    stores: bool = False  # needs Postgres and Redis, with the account in it
+    redis: bool = False
+    postgres: bool = False  # needs it, with its accounts in it
     budget: bool = False  # is told the account's budget at its own endpoint
     peer_budget: bool = False  # finds it in Redis, as ``bench.peers`` puts it there
     many_accounts: bool = False  # finds those of all accounts there
     all_cores: bool = False
+
+    @property
+    def stores(self) -> bool:
+        """Whether it needs any."""
+        return self.redis or self.postgres
 
 
 class Caller(Protocol):
@@ -224,10 +230,10 @@ def _castgate_of(workers: int) -> Callable[[Place], Command]:
 
 
 UPSTREAM = Target(name="upstream", command=upstream_command)
-CASTGATE = Target(name="castgate", command=_castgate, stores=True, budget=True)
+CASTGATE = Target(name="castgate", command=_castgate, redis=True, postgres=True, budget=True)
 # The same with many accounts, in a process of its own: what it remembers of them must not count as the others' memory.
-CASTGATE_MANY = Target(name="castgate-many", command=_castgate, stores=True)
-_LUA = Target(name="nginx-lua", command=_nginx_lua, needs=(NGINX, NGINX_LUA), stores=True, peer_budget=True)
+CASTGATE_MANY = Target(name="castgate-many", command=_castgate, redis=True, postgres=True)
+_LUA = Target(name="nginx-lua", command=_nginx_lua, needs=(NGINX, NGINX_LUA), redis=True, peer_budget=True)
 
 DIRECT, DIRECT_MANY = "direct", "direct-many"
 ROWS = (
@@ -261,7 +267,8 @@ WORKER_ROWS = tuple(
         target=Target(
             name=f"castgate-{workers}-workers",
             command=_castgate_of(workers),
-            stores=True,
+            redis=True,
+            postgres=True,
             budget=True,
             all_cores=True,
         ),

@@ -1,11 +1,13 @@
 """``python -m bench`` as a person runs it: tables, figures in a file, nothing left behind."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,22 @@ def bench(*words: str, environ: dict[str, str] | None = None) -> "subprocess.Com
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def busy_machine() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_it_measures_and_writes_the_figures(tmp_path: Path, generator: str) -> None:
     file, chart = tmp_path / "new" / "figures.json", tmp_path / "new" / "chart.svg"
     ended = bench(
         *("--only", "direct", "--scenarios", "throughput", "--rounds", "1", "--seconds", "0.2", "--connections", "4"),
-        *("--generator", generator, "--json", str(file), "--chart", str(chart)),
+        *("--generator", generator, "--wait", "0", "--json", str(file), "--chart", str(chart)),
     )
     assert ended.returncode == 0, ended.stderr
     assert "upstream directly" in ended.stdout
@@ -49,11 +61,15 @@ def test_it_measures_and_writes_the_figures(tmp_path: Path, generator: str) -> N
 def test_every_peer_that_is_here_and_castgate_carry_calls_and_streams(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     rows = ["nginx", "nginx-lua", "haproxy", "envoy", "castgate", "castgate-many", "nginx-lua-many"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     ended = bench(
         *("--quick", "--only", ",".join(rows), "--scenarios", "throughput,event-streams", "--generator", "python"),
         *("--seconds", "0.2", "--accounts", "200", "--json", str(file)),
+        environ={"TMPDIR": str(temporary)},
     )
     assert ended.returncode == 0, ended.stderr
+    assert list(temporary.iterdir()) == []
     assert "counters agree, nothing held" in ended.stdout
     assert "audit of many accounts" in ended.stdout
     figures = json.loads(file.read_text())
@@ -63,6 +79,25 @@ def test_every_peer_that_is_here_and_castgate_carry_calls_and_streams(tmp_path: 
     for row, (found,) in [*calls.items(), *streams.items()]:
         assert found["requests"] > 0, row
         assert found["errors"] == found["refused"] == 0, (row, found)
+    # Rows with many accounts have their own stores, as far as they need some.
+    stores = {row: set(found["behind_cpu_us_per_request"]) - {"upstream"} for row, (found,) in calls.items()}
+    of_many = {"castgate-many": {"Postgres", "Redis"}, "nginx-lua-many": {"Redis"}}
+    assert stores == {row: of_many.get(row, {"Postgres", "Redis"}) for row in calls}
+    assert ended.stderr.count("starting Postgres") == 2
+    assert ended.stderr.count("starting Redis") == (3 if "nginx-lua-many" in calls else 2)
+
+
+def test_it_says_that_the_machine_was_not_quiet(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    with busy_machine():
+        ended = bench(
+            *("--only", "direct-many", "--accounts", "3", "--scenarios", "throughput", "--rounds", "1"),
+            *("--seconds", "0.2", "--generator", "python", "--wait", "0.2", "--json", str(file)),
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert "the machine was not quiet: 1 of 1 times a row waited in vain" in ended.stdout
+    (scenario,) = json.loads(file.read_text())["scenarios"]
+    assert [found["waited_in_vain"] for found in scenario["rows"]["direct-many"]] == [True]
 
 
 def _title(name: str) -> str:
@@ -84,7 +119,7 @@ def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_leaves_no_process_and_no_folder(tmp_path: Path, by: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench", "--only", "direct", "--seconds", "30"],
+        [sys.executable, "-m", "bench", "--only", "direct", "--seconds", "30", "--wait", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

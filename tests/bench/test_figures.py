@@ -74,6 +74,12 @@ def test_doubts_name_what_they_are_about() -> None:
     assert disturbed.startswith("the machine was not quiet: in 1 of 1 measurements")
 
 
+def test_waits_in_vain_for_a_quiet_machine_are_counted() -> None:
+    rounds = [one_round(1, waited_in_vain=in_vain) for in_vain in (True, False, True)]
+    (doubt,) = report.doubts(made({"throughput": {"castgate": rounds}}))
+    assert doubt.startswith("the machine was not quiet: 2 of 3 times a row waited in vain")
+
+
 def test_what_many_accounts_cost_the_generator_alone_is_told() -> None:
     figures = throughput(direct=[9000.0, 4000.0, 8000.0], direct_many=[9000.0, 2000.0, 7600.0])
     line = "the generator alone: upstream directly, 100,000 accounts ÷ upstream directly: 0.95 ×"

@@ -34,9 +34,27 @@ def test_rounds_are_interleaved() -> None:
         asked.append(row.name)
         return measured()
 
-    found = run_rounds([DIRECT, CASTGATE], 2, measure_row, lambda _: None, "title")
+    found = run_rounds([DIRECT, CASTGATE], 2, lambda _: True, measure_row, lambda _: None, "title")
     assert asked == ["direct", "castgate", "direct", "castgate"]
     assert {name: len(rounds) for name, rounds in found.items()} == {"direct": 2, "castgate": 2}
+
+
+def test_a_row_is_measured_after_the_wait_for_a_quiet_machine_also_where_that_was_in_vain() -> None:
+    done: list[str] = []
+
+    def wait(row: Row) -> bool:
+        done.append(f"wait for {row.name}")
+        return row is CASTGATE
+
+    def measure_row(row: Row) -> Measured:
+        done.append(row.name)
+        return measured()
+
+    found = run_rounds([DIRECT, CASTGATE], 1, wait, measure_row, lambda _: None, "title")
+    assert done == ["wait for direct", "direct", "wait for castgate", "castgate"]
+    assert {name: rounds[0].as_json()["waited_in_vain"] for name, rounds in found.items()} == {
+        "direct": True, "castgate": False
+    }  # fmt: skip
 
 
 def test_a_server_is_measured_with_all_its_processes(tmp_path: Path) -> None:
