@@ -95,8 +95,6 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             known = self.known(data)
             if known is not None and self.writable:
                 self._begin(known)  # as _advance would
-                if len(data) > self.relay.limits.buffered_bytes_max:
-                    self.update_reading()
                 return
             self.phase = HEAD
             self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
@@ -246,8 +244,13 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         if not keep_alive or self.relay.draining:
             self._finish(linger=not exchange.request.complete)
             return
-        if self.unparsed is None and not self.requests and not self._advancing and self.phase == BUSY:
-            self._await_request()  # nearly always; as _advance would
+        is_alone = not self.requests and self.incoming is None and self.unparsed is None
+        if is_alone and not self._advancing and self.phase == BUSY:
+            # Nearly always; as _advance would.
+            self.relay.in_flight -= 1
+            self.head_bytes = 0
+            self.phase = IDLE
+            self.deadline = self.relay.clock_s + self.relay.limits.keepalive_timeout_s
             if self.reading_paused:
                 self.resume_reading()
             return

@@ -127,6 +127,11 @@ class ObservedExchange(Exchange):
         super().answer_arrived(upstream)
         self._report_if_done()
 
+    def whole_answer_arrived(self, upstream: "UpstreamConnection", data: bytes) -> None:
+        self._passed("first_byte")
+        super().whole_answer_arrived(upstream, data)
+        self._report_if_done()
+
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
         self._passed("first_byte")
         self._observation.status = 101

@@ -25,29 +25,32 @@ def settle(exchange: "Exchange", status: int) -> None:
     if policy is None:
         return
     relay = exchange.relay
-    if status > 0:
+    ending = relay.endings.get((policy.name, status))
+    if ending is None or ending.policy is not policy:
+        ending = relay.endings.found(policy, status)
+    if ending.counted is not None:
         duration_s = relay.now() - exchange.started_s
-        relay.counters.cast(policy.name, status, duration_s)
-        if status >= policy.log.status_min or duration_s >= policy.log.slow_s:
+        ending.counted.observe(duration_s)
+        if duration_s >= ending.noted_from_s:
             exchange.noteworthy(status, "client_gone" if exchange.abandoned or exchange.state == DONE else "answered")
         if exchange.account is None:
             _unidentified_answered(exchange, status)
     if not exchange.metered:
         return
-    charge = policy.cost.charge_microcents(status)
+    charge = ending.charge_microcents
     if charge is None:
         void(exchange)
         return
-    units: list[Fraction | int | None] = []
-    if exchange.meter is not None:
-        units = exchange.meter.units(monotonic())
-        charge = _measured(exchange, units, policy)
-    free = policy.cost.free
-    free_units = 0 if free is None else policy.cost.free_units(free, units, charge)
-    hold, exchange.hold = exchange.hold, None
-    exchange.metered = False
-    account = exchange.account
+    hold, account, free_units = exchange.hold, exchange.account, 0
     assert account is not None
+    exchange.hold = None
+    exchange.metered = False
+    free = policy.cost.free
+    if free is not None or exchange.meter is not None:
+        units = [] if exchange.meter is None else exchange.meter.units(monotonic())
+        if exchange.meter is not None:
+            charge = _measured(exchange, units, policy)
+        free_units = 0 if free is None else policy.cost.free_units(free, units, charge)
     if hold is None:
         # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
         event_id = relay.new_event_id()
@@ -93,8 +96,9 @@ def _measured(exchange: "Exchange", units: Sequence[Fraction | int | None], poli
 
 def _unidentified_answered(exchange: "Exchange", status: int) -> None:
     """Phase 1 let somebody in whom we do not know: what the cache believes of these credentials is wrong."""
-    if 200 <= status < 300 and exchange.credentials is not None:
-        exchange.relay.identify.forget(exchange.credentials)
+    credentials = exchange.request.credentials
+    if 200 <= status < 300 and credentials is not None:
+        exchange.relay.identify.forget(credentials)
         exchange.relay.counters.unidentified_success.add()
 
 

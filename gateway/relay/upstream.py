@@ -169,13 +169,13 @@ class UpstreamConnection(asyncio.Protocol):
         """As the parser's events would have done."""
         self.status = known.status
         self.head_done = self.complete = self._has_length = True
-        body = data[-known.body_bytes :] if known.body_bytes else b""
-        exchange.capture(body)
+        body = data[len(data) - known.body_bytes :]
+        if exchange.captured is not None:
+            exchange.captured = [body]
         framing = exchange.answer_framing(bodiless=False, has_length=True)
         if exchange.added:
             framing += added_beside(exchange.added, known.names)
-        self._out.append(b"%b%b\r\n%b" % (known.head, framing, body))
-        exchange.answer_arrived(self)
+        exchange.whole_answer_arrived(self, b"%b%b\r\n%b" % (known.head, framing, body))
 
     def take(self) -> bytes:
         """The bytes for the client that have been collected."""
@@ -350,8 +350,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- what the exchange calls
 
-    def start(self, exchange: "Exchange") -> None:
-        """Serves this exchange from here on."""
+    def start(self, exchange: "Exchange", data: bytes) -> None:
+        """Serves this exchange from here on, whose request begins with ``data``."""
         self.exchange = exchange
         self._interims = 0
         if self._at_start:  # nothing was parsed since: the last answer was a known one, or there was none
@@ -359,6 +359,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.head_done = self.complete = self._has_length = False
         else:
             self._begin_answer()
+        self.write(data)
 
     @property
     def is_silent(self) -> bool:
