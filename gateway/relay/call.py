@@ -117,8 +117,3 @@ class Call:
             return elapsed_s > _DAWDLING_SENDER_S and self.body_bytes < elapsed_s * relay.limits.body_bytes_per_s_min
         unread_s = relay.now() - (client.deadline - relay.limits.idle_timeout_s)
         return self.state == ANSWERING and not client.writable and unread_s > _DAWDLING_READER_S
-
-    def is_sent(self) -> bool:
-        """Whether the upstream was given the whole request: only then its connection is at a message's end."""
-        request = self.request
-        return request.complete and not request.body and (self.writing_body or not request.chunked)

@@ -85,13 +85,7 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             self.refuse(refusals.too_many_connections())
 
     def data_received(self, data: bytes) -> None:
-        if self.phase >= LINGERING:
-            self._after_requests(data)
-            return
-        if self.unparsed is not None:
-            self._hold_back(data)
-            return
-        if self.phase == IDLE:
+        if self.phase == IDLE and self.unparsed is None:
             known = self.known(data)
             if known is not None and self.writable:
                 self._begin(known)  # as _advance would
@@ -100,10 +94,15 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
             if known is not None:
                 self.requests.append(known)
-                self._advance()
-                return
-            self.feed(data)
-            self.remember(data)
+            else:
+                self.feed(data)
+                self.remember(data)
+        elif self.phase >= LINGERING:
+            self._after_requests(data)
+            return
+        elif self.unparsed is not None:
+            self._hold_back(data)
+            return
         else:
             self.feed(data)
         self._advance()
@@ -236,24 +235,23 @@ class ClientConnection(RequestReader, asyncio.Protocol):
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is written in full. Next request, or the end of the connection."""
-        exchange = self.exchange
-        assert exchange is not None
+        exchange, relay = self.exchange, self.relay
         self.exchange = None
         if self.phase == CLOSED:
             return
-        if not keep_alive or self.relay.draining:
-            self._finish(linger=not exchange.request.complete)
+        if not keep_alive or relay.draining:
+            self._finish(linger=exchange is not None and not exchange.request.complete)
             return
-        is_alone = not self.requests and self.incoming is None and self.unparsed is None
-        if is_alone and not self._advancing and self.phase == BUSY:
+        if not (self.requests or self._advancing) and self.unparsed is None is self.incoming and self.phase == BUSY:
             # Nearly always; as _advance would.
-            self.relay.in_flight -= 1
-            self.head_bytes = 0
+            relay.in_flight -= 1
             self.phase = IDLE
-            self.deadline = self.relay.clock_s + self.relay.limits.keepalive_timeout_s
+            self.deadline = relay.clock_s + relay.limits.keepalive_timeout_s
             if self.reading_paused:
                 self.resume_reading()
             return
+        # If it does not read, what waits behind this answer does not begin.
+        self.deadline = relay.clock_s + relay.limits.idle_timeout_s
         if self.unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
             rest, self.unparsed = self.unparsed, None
             self.replace_parser(None)

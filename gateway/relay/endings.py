@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from gateway.policy.rules import Policy
+from gateway.policy.rules import NEVER_ANSWERED, Policy
 
 if TYPE_CHECKING:
     from gateway.relay.counters import Counters
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 class Ending:
     """One policy's calls of one status: the upstream's, or one of rules.NEVER_…"""
 
-    __slots__ = ("charge_microcents", "counted", "noted_from_s", "policy")
+    __slots__ = ("charge_microcents", "counted", "noted_from_s", "policy", "upstream_status")
 
     def __init__(self, policy: Policy, status: int, counters: "Counters") -> None:
         self.policy = policy
+        self.upstream_status = status if status > 0 else NEVER_ANSWERED  # as the ledger has it
         self.charge_microcents = policy.cost.charge_microcents(status)  # None: not charged
         self.counted = counters.casts(policy.name, status) if status > 0 else None
         # A call that took as long has a line in the log: any call, where the status alone is worth one.

@@ -384,19 +384,20 @@ class Exchange(Call):
 
     def whole_answer_arrived(self, upstream: "UpstreamConnection", data: bytes) -> None:
         """An answer from its first byte to its last, as ``data`` for the client: all of ``answer_arrived`` at once."""
-        client = self.client
         self.status = upstream.status
-        client.deadline = self.relay.clock_s + self.relay.limits.idle_timeout_s
         if not self.abandoned:
-            client.write(data)
+            self.client.write(data)
         self._answered(upstream)
 
     def _answered(self, upstream: "UpstreamConnection") -> None:
         settle(self, upstream.status)
         self.upstream = None
         self.state = DONE
-        upstream.done(reusable=self.is_sent())
-        self.client.exchange_done(keep_alive=self.keep_alive and self.request.complete)
+        request = self.request
+        # Only where the upstream was given the whole request its connection is at a message's end.
+        is_sent = request.complete and not request.body and (self.writing_body or not request.chunked)
+        upstream.done(reusable=is_sent)
+        self.client.exchange_done(keep_alive=self.keep_alive and request.complete)
 
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
         """101: the call is over as far as HTTP goes, and is settled; from here bytes pass both ways."""

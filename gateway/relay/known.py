@@ -14,12 +14,16 @@ _END = b"\r\n\r\n"
 
 
 class KnownAnswer:
-    """What a head means: ``head`` is what the client gets of it, up to the line that ends it."""
+    """What a head means: ``head`` is what the client gets of it, up to the line that ends it.
 
-    __slots__ = ("_names", "body_bytes", "head", "status")
+    ``is_unchanged``: that is all of it, byte for byte.
+    """
 
-    def __init__(self, status: int, head: bytes, body_bytes: int) -> None:
+    __slots__ = ("_names", "body_bytes", "head", "is_unchanged", "status")
+
+    def __init__(self, status: int, head: bytes, body_bytes: int, *, is_unchanged: bool) -> None:
         self.status = status
+        self.is_unchanged = is_unchanged
         self.head = head
         self.body_bytes = body_bytes
         self._names: frozenset[bytes] | None = None
@@ -57,4 +61,4 @@ class KnownAnswers:
         if seen == self._last:
             if len(self._known) >= _HEADS_MAX:
                 self._known.clear()
-            self._known[seen] = KnownAnswer(status, head[:-2], body_bytes)
+            self._known[seen] = KnownAnswer(status, head[:-2], body_bytes, is_unchanged=head == seen)

@@ -6,7 +6,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.ledger import UsageEvent
-from gateway.policy import rules
 from gateway.policy.rules import Policy
 from gateway.relay.call import DONE
 from gateway.relay.capture import identifier_in
@@ -58,9 +57,8 @@ def settle(exchange: "Exchange", status: int) -> None:
     else:
         event_id, occurred_ms = hold.hold_id, hold.admitted_ms
         relay.admission.finished(hold, charge, free_units)
-    cast_id = None
-    if exchange.captured and policy.cast_id_pointer is not None:
-        cast_id = identifier_in(exchange.captured, policy.cast_id_pointer)
+    pointer = policy.cast_id_pointer
+    cast_id = identifier_in(exchange.captured, pointer) if exchange.captured and pointer is not None else None
     exchange.charge(
         UsageEvent(
             event_id,
@@ -68,7 +66,7 @@ def settle(exchange: "Exchange", status: int) -> None:
             policy.name,
             occurred_ms,
             charge,
-            status if status > 0 else rules.NEVER_ANSWERED,
+            ending.upstream_status,
             "posted",
             cast_id,
             (exchange.request_id or exchange.request.request_id or b"").decode("latin-1"),  # not sent: what came

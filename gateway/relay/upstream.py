@@ -169,13 +169,15 @@ class UpstreamConnection(asyncio.Protocol):
         """As the parser's events would have done."""
         self.status = known.status
         self.head_done = self.complete = self._has_length = True
-        body = data[len(data) - known.body_bytes :]
+        body_at = len(data) - known.body_bytes
         if exchange.captured is not None:
-            exchange.captured = [body]
+            exchange.captured = [data[body_at:]]
         framing = exchange.answer_framing(bodiless=False, has_length=True)
         if exchange.added:
             framing += added_beside(exchange.added, known.names)
-        exchange.whole_answer_arrived(self, b"%b%b\r\n%b" % (known.head, framing, body))
+        if framing or not known.is_unchanged:
+            data = b"%b%b\r\n%b" % (known.head, framing, data[body_at:])
+        exchange.whole_answer_arrived(self, data)
 
     def take(self) -> bytes:
         """The bytes for the client that have been collected."""
@@ -359,7 +361,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.head_done = self.complete = self._has_length = False
         else:
             self._begin_answer()
-        self.write(data)
+        if self.open:
+            self.transport.write(data)
 
     @property
     def is_silent(self) -> bool:
