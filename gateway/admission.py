@@ -214,7 +214,7 @@ class Admission:
         account, policy = ask.account, ask.policy
         known = None if account is None else account.admission
         # What is known of an account is of its plan and these rules.
-        shape = known.shape if type(known) is Known else None
+        shape = None if known is None else known.shape
         if shape is None or shape.policy is not policy:
             shape = self._shape_of(policy, account)
         ask.shape = shape
@@ -226,7 +226,7 @@ class Admission:
             ask.known = None
             lane = ask.lane = self._lane_of(ask.rate_keys[0] if ask.rate_keys else "")
         else:
-            if type(known) is not Known:
+            if known is None:
                 known = self._know(ask, account)
                 if known is None:
                     return
@@ -337,9 +337,7 @@ class Admission:
         if code == _BUDGET:
             need = outcome[3] if len(outcome) > 3 else ask.hold_microcents
             self._exhausted(ask, outcome[1], outcome[2], need, now_ms)
-        elif not isinstance(account.admission, Known) or not account.admission.has(
-            known
-        ):  # more was learnt meanwhile, for another ask
+        elif account.admission is None or not account.admission.has(known):  # more was learnt meanwhile, for another
             self._again(ask)
         elif code == _STALE:
             self._stale(ask, outcome[1])

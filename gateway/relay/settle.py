@@ -59,6 +59,8 @@ def settle(exchange: "Exchange", status: int) -> None:
         relay.admission.finished(hold, charge, free_units)
     pointer = policy.cast_id_pointer
     cast_id = identifier_in(exchange.captured, pointer) if exchange.captured and pointer is not None else None
+    # What was sent; where nothing was, what came.
+    request_id = exchange.request_id or exchange.request.request_id or b""
     exchange.charge(
         UsageEvent(
             event_id,
@@ -69,7 +71,7 @@ def settle(exchange: "Exchange", status: int) -> None:
             ending.upstream_status,
             "posted",
             cast_id,
-            (exchange.request_id or exchange.request.request_id or b"").decode("latin-1"),  # not sent: what came
+            request_id.decode("latin-1"),
             None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
         )
     )

@@ -169,14 +169,13 @@ class UpstreamConnection(asyncio.Protocol):
         """As the parser's events would have done."""
         self.status = known.status
         self.head_done = self.complete = self._has_length = True
-        body_at = len(data) - known.body_bytes
         if exchange.captured is not None:
-            exchange.captured = [data[body_at:]]
+            exchange.captured = [data[known.body_at :]]
         framing = exchange.answer_framing(bodiless=False, has_length=True)
         if exchange.added:
             framing += added_beside(exchange.added, known.names)
         if framing or not known.is_unchanged:
-            data = b"%b%b\r\n%b" % (known.head, framing, data[body_at:])
+            data = b"%b%b\r\n%b" % (known.head, framing, data[known.body_at :])
         exchange.whole_answer_arrived(self, data)
 
     def take(self) -> bytes:
