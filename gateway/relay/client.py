@@ -242,7 +242,8 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         if not keep_alive or relay.draining:
             self._finish(linger=exchange is not None and not exchange.request.complete)
             return
-        if not (self.requests or self._advancing) and self.unparsed is None is self.incoming and self.phase == BUSY:
+        is_alone = not (self.requests or self._advancing)
+        if is_alone and self.unparsed is None and self.incoming is None and self.phase == BUSY:
             # Nearly always; as _advance would.
             relay.in_flight -= 1
             self.phase = IDLE
