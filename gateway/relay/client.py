@@ -321,6 +321,8 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         """``Relay.tick`` found the deadline passed."""
         if self.phase == BUSY and self.exchange is not None:
             self.exchange.timed_out()
+        elif self.phase == BUSY:
+            self._finish(linger=False)  # it does not read its answers, and so gets no more of them
         elif self.phase == HEAD:
             self.refuse(refusals.late_head())
         elif self.phase == LINGERING and 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:

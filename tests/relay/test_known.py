@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.policy.rules import Policy
 from gateway.relay.known import KnownAnswers
+from gateway.relay.observed import ObservedExchange
 from tests.relay.conftest import NO_RULES, Client, Running, answering
 
 OK = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 2\r\n\r\n"
@@ -115,6 +118,18 @@ async def test_a_known_answer_is_passed_on_as_it_was_when_it_was_parsed(running:
         answers.append(await answer_of(client))
     assert known_answers(running) == 1
     assert answers == [(OK[:-2] + (b"X-B: 1\r\n" if b"X-B" in line else b"") + b"\r\n", b"hi")] * 4
+
+
+async def test_a_known_answer_has_the_stages_of_any_other(running: Running) -> None:
+    seen: Any = []
+    observer: Any = SimpleNamespace(saw=seen.append)
+    running.relay.new_exchange = lambda *call: ObservedExchange(*call, observer, draw=1.0, trace=None)
+    running.upstream.answer = answering(OK + b"hi")
+    client = await running.connect()
+    for _ in range(4):
+        await client.send(POST + b"abc")
+        await answer_of(client)
+    assert [(one.status, list(one.stages)) for one in seen] == [(200, ["connect", "first_byte", "answer"])] * 4
 
 
 async def test_new_rules_hold_for_the_next_request_with_the_same_head(running: Running) -> None:
