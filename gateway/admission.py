@@ -217,6 +217,8 @@ class Admission:
         shape = None if known is None else known.shape
         if shape is None or shape.policy is not policy:
             shape = self._shape_of(policy, account)
+            if known is not None:
+                known.shape = shape
         ask.shape = shape
         if shape.tier is not None:
             ask.units = 0 if ask.is_repeat else shape.tier.hold_units
@@ -230,7 +232,6 @@ class Admission:
                 known = self._know(ask, account)
                 if known is None:
                     return
-            known.shape = shape
             lane = ask.lane = known.lane
             if shape.tier is not None:
                 known = known.of_tier(account, shape, shape.tier, lane.now_ms)

@@ -173,10 +173,11 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         self.update_reading()
 
     def _begin(self, request: "Request") -> None:
+        relay = self.relay
         if self.phase != BUSY:
             self.phase = BUSY
-            self.relay.in_flight += 1
-        self.exchange = exchange = self.relay.new_exchange(self.relay, self, request)
+            relay.in_flight += 1
+        self.exchange = exchange = relay.new_exchange(relay, self, request)
         exchange.start()
 
     def _await_request(self) -> None:

@@ -59,7 +59,7 @@ class Exchange(Call):
             relay.counters.policy_requests.add()
             self.policy = self.asked = policy
             if not (is_new and self._refuse_large_body()):
-                self._identify()
+                self._identify(policy)
 
     def _judge(self) -> bool:
         """Whether a request whose head was not met under these rules is a call; if not it goes another way from here.
@@ -111,18 +111,18 @@ class Exchange(Call):
 
     # --- identify
 
-    def _identify(self) -> None:
+    def _identify(self, policy: Policy) -> None:
         relay, credentials = self.relay, self.request.credentials
         self.state = ADMITTING
         self.client.deadline = relay.clock_s + _ADMIT_TIMEOUT_S
-        if credentials is None:
+        found = UNKNOWN if credentials is None else relay.identify.cached(credentials)
+        if found is UNKNOWN:
             self.identified(None)
-            return
-        found = relay.identify.cached(credentials)
-        if found is None:
+        elif found is not None:
+            self.account = found
+            self._admit(found, policy)
+        elif credentials is not None:
             relay.identify.resolve(credentials, self.identified)
-        else:
-            self.identified(None if found is UNKNOWN else found)
 
     def identified(self, account: "Account | None") -> None:
         """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
@@ -344,16 +344,15 @@ class Exchange(Call):
     def answer_framing(self, *, bodiless: bool, has_length: bool) -> bytes:
         """The hop-by-hop lines of the answer to the client."""
         request, relay = self.request, self.relay
-        via = relay.forwarding.via
-        if has_length and self.keep_alive and request.complete and not (request.http_1_0 or via or relay.draining):
-            return b""  # nearly always
+        via = relay.forwarding.via_line
+        if has_length and self.keep_alive and request.complete and not (request.http_1_0 or relay.draining):
+            return via  # nearly always
         framing = b"" if bodiless or has_length or request.http_1_0 else b"Transfer-Encoding: chunked\r\n"
         if request.http_1_0:
             self.ends_with_connection = not has_length and not bodiless
         if self.ends_with_connection or relay.draining or not request.complete:
             self.keep_alive = False
-        if via:
-            framing = b"Via: 1.1 %b\r\n%b" % (via, framing)
+        framing = via + framing
         if not self.keep_alive:
             return framing + b"Connection: close\r\n"
         return framing + b"Connection: keep-alive\r\n" if request.http_1_0 else framing
@@ -382,22 +381,22 @@ class Exchange(Call):
         if upstream.complete:
             self._answered(upstream)
 
-    def whole_answer_arrived(self, upstream: "UpstreamConnection", data: bytes) -> None:
+    def whole_answer_arrived(self, upstream: "UpstreamConnection", status: int, data: bytes) -> None:
         """An answer from its first byte to its last, as ``data`` for the client: all of ``answer_arrived`` at once."""
-        self.status = upstream.status
+        self.status = status
         if not self.abandoned:
             self.client.write(data)
         self._answered(upstream)
 
     def _answered(self, upstream: "UpstreamConnection") -> None:
-        settle(self, upstream.status)
+        settle(self, self.status)
         self.upstream = None
         self.state = DONE
         request = self.request
         # Only where the upstream was given the whole request its connection is at a message's end.
         is_sent = request.complete and not request.body and (self.writing_body or not request.chunked)
         upstream.done(reusable=is_sent)
-        self.client.exchange_done(keep_alive=self.keep_alive and request.complete)
+        self.client.exchange_done(keep_alive=request.complete and self.keep_alive)
 
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
         """101: the call is over as far as HTTP goes, and is settled; from here bytes pass both ways."""

@@ -68,10 +68,9 @@ class RequestReader:
 
     def known(self, data: bytes) -> Request | None:
         """The request in ``data``, where that is whole and its head is the last one's: then it is that one again."""
-        head, request = self._last_head, self._last
-        if not head:
+        request, head = self._last, self._last_head
+        if request is None:
             return None
-        assert request is not None
         size = len(data)
         if size != self._last_bytes or not data.startswith(head):
             head = become(request, head, self._last_body_bytes, data, self.relay)
@@ -86,7 +85,7 @@ class RequestReader:
 
     def remember(self, data: bytes) -> None:
         """Keeps the only request in ``data``, where a request with the same head can mean nothing else."""
-        self._last_head = b""
+        self._last = None
         requests = self.requests
         if len(requests) != 1 or self.incoming is not None:
             return

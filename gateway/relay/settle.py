@@ -15,6 +15,9 @@ from gateway.usage_events import terms_at
 if TYPE_CHECKING:
     from gateway.relay.exchange import Exchange
 
+# Makes a named tuple of all its fields, in half of the time that calling its class takes.
+_event_of = tuple.__new__
+
 
 def settle(exchange: "Exchange", status: int) -> None:
     """Posts or voids the call's hold, once. ``status`` is the upstream's, or one of rules.NEVER_…"""
@@ -32,9 +35,9 @@ def settle(exchange: "Exchange", status: int) -> None:
         ending.counted.observe(duration_s)
         if duration_s >= ending.noted_from_s:
             exchange.noteworthy(status, "client_gone" if exchange.abandoned or exchange.state == DONE else "answered")
+    if not exchange.metered:
         if exchange.account is None:
             _unidentified_answered(exchange, status)
-    if not exchange.metered:
         return
     charge = ending.charge_microcents
     if charge is None:
@@ -61,20 +64,19 @@ def settle(exchange: "Exchange", status: int) -> None:
     cast_id = identifier_in(exchange.captured, pointer) if exchange.captured and pointer is not None else None
     # What was sent; where nothing was, what came.
     request_id = exchange.request_id or exchange.request.request_id or b""
-    exchange.charge(
-        UsageEvent(
-            event_id,
-            account.account_id,
-            policy.name,
-            occurred_ms,
-            charge,
-            ending.upstream_status,
-            "posted",
-            cast_id,
-            request_id.decode("latin-1"),
-            None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
-        )
+    event = (
+        event_id,
+        account.account_id,
+        policy.name,
+        occurred_ms,
+        charge,
+        ending.upstream_status,
+        "posted",
+        cast_id,
+        request_id.decode("latin-1"),
+        None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
     )
+    exchange.charge(_event_of(UsageEvent, event))
 
 
 def void(exchange: "Exchange") -> None:

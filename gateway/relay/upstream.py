@@ -166,9 +166,8 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.upstream_failed("the upstream's answer has too large a header block")
 
     def _take_known(self, known: KnownAnswer, data: bytes, exchange: "Exchange") -> None:
-        """As the parser's events would have done."""
-        self.status = known.status
-        self.head_done = self.complete = self._has_length = True
+        """As the parser's events would have done, of an answer that is over as soon as it is here."""
+        self.complete = True
         if exchange.captured is not None:
             exchange.captured = [data[known.body_at :]]
         framing = exchange.answer_framing(bodiless=False, has_length=True)
@@ -176,7 +175,7 @@ class UpstreamConnection(asyncio.Protocol):
             framing += added_beside(exchange.added, known.names)
         if framing or not known.is_unchanged:
             data = b"%b%b\r\n%b" % (known.head, framing, data[known.body_at :])
-        exchange.whole_answer_arrived(self, data)
+        exchange.whole_answer_arrived(self, known.status, data)
 
     def take(self) -> bytes:
         """The bytes for the client that have been collected."""
@@ -356,8 +355,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = exchange
         self._interims = 0
         if self._at_start:  # nothing was parsed since: the last answer was a known one, or there was none
-            self.status = 0
-            self.head_done = self.complete = self._has_length = False
+            self.complete = False
         else:
             self._begin_answer()
         if self.open:
