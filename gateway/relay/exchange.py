@@ -164,7 +164,7 @@ class Exchange(Call):
 
     def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
-        relay, request = self.relay, self.request
+        relay = self.relay
         hold_microcents = policy.cost.hold_microcents
         if hold_microcents and relay.ledger.refuses:
             self.refuse(refusals.not_written_down(), keep_alive=True)
@@ -173,6 +173,7 @@ class Exchange(Call):
         if policy.asks_for_account and account is not None:  # nearly always
             relay.admission.ask(Ask(account, hold_microcents, policy, (account.account_id,), self.admitted))
             return
+        request = self.request
         if policy.idempotency is not None:
             try:
                 self.key = idempotency_key(policy.idempotency.header, request, relay.request_fields)
@@ -308,7 +309,8 @@ class Exchange(Call):
                 self.writing_body = True  # the last chunk is written once
                 pieces += (b"0\r\n", *request.trailers, b"\r\n")
         request.body = []
-        self.body_bytes += request.body_bytes
+        if not request.complete:  # or else nobody counts on
+            self.body_bytes += request.body_bytes
         request.body_bytes = 0
         return b"".join(pieces)
 

@@ -1,6 +1,5 @@
 """The last step of the request path: what a call comes to, and what becomes of its hold."""
 
-from collections.abc import Sequence
 from fractions import Fraction
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -35,24 +34,21 @@ def settle(exchange: "Exchange", status: int) -> None:
         ending.counted.observe(duration_s)
         if duration_s >= ending.noted_from_s:
             exchange.noteworthy(status, "client_gone" if exchange.abandoned or exchange.state == DONE else "answered")
-    if not exchange.metered:
-        if exchange.account is None:
-            _unidentified_answered(exchange, status)
+    account = exchange.account
+    if account is None:
+        _unidentified_answered(exchange, status)
         return
-    charge = ending.charge_microcents
+    if not exchange.metered:
+        return
+    charge, free_units = ending.charge_microcents, 0
     if charge is None:
         void(exchange)
         return
-    hold, account, free_units = exchange.hold, exchange.account, 0
-    assert account is not None
+    hold, free = exchange.hold, policy.cost.free
     exchange.hold = None
     exchange.metered = False
-    free = policy.cost.free
     if free is not None or exchange.meter is not None:
-        units = [] if exchange.meter is None else exchange.meter.units(monotonic())
-        if exchange.meter is not None:
-            charge = _measured(exchange, units, policy)
-        free_units = 0 if free is None else policy.cost.free_units(free, units, charge)
+        charge, free_units = _measured(exchange, policy, charge)
     if hold is None:
         # When it began: whether an idempotency key still counted, and which window it is in, was asked then.
         event_id = relay.new_event_id()
@@ -63,19 +59,10 @@ def settle(exchange: "Exchange", status: int) -> None:
     pointer = policy.cast_id_pointer
     cast_id = identifier_in(exchange.captured, pointer) if exchange.captured and pointer is not None else None
     # What was sent; where nothing was, what came.
-    request_id = exchange.request_id or exchange.request.request_id or b""
-    event = (
-        event_id,
-        account.account_id,
-        policy.name,
-        occurred_ms,
-        charge,
-        ending.upstream_status,
-        "posted",
-        cast_id,
-        request_id.decode("latin-1"),
-        None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key),
-    )
+    request_id = (exchange.request_id or exchange.request.request_id or b"").decode("latin-1")
+    terms = None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key)
+    name, status = policy.name, ending.upstream_status
+    event = event_id, account.account_id, name, occurred_ms, charge, status, "posted", cast_id, request_id, terms
     exchange.charge(_event_of(UsageEvent, event))
 
 
@@ -87,13 +74,20 @@ def void(exchange: "Exchange") -> None:
         exchange.relay.admission.void(hold)
 
 
-def _measured(exchange: "Exchange", units: Sequence[Fraction | int | None], policy: Policy) -> int:
-    """What was seen of the call comes to; more than was held is charged all the same, and counted."""
-    charge = policy.cost.measured_microcents(units)
-    exchange.relay.counters.measured(
-        policy.name, is_missing=None in units, is_over_hold=charge > policy.cost.hold_microcents
-    )
-    return charge
+def _measured(exchange: "Exchange", policy: Policy, charge: int) -> tuple[int, int]:
+    """What was seen of the call comes to, and counts in a free tier; ``charge`` is the price of one without a measure.
+
+    More than was held is charged all the same, and counted.
+    """
+    cost = policy.cost
+    units: list[Fraction | int | None] = []
+    if exchange.meter is not None:
+        units = exchange.meter.units(monotonic())
+        charge = cost.measured_microcents(units)
+        exchange.relay.counters.measured(
+            policy.name, is_missing=None in units, is_over_hold=charge > cost.hold_microcents
+        )
+    return charge, 0 if cost.free is None else cost.free_units(cost.free, units, charge)
 
 
 def _unidentified_answered(exchange: "Exchange", status: int) -> None:
