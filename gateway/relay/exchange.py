@@ -18,6 +18,7 @@ from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
 from gateway.relay import conformance, cut_short, heads, refusals
 from gateway.relay.added import Added
 from gateway.relay.call import ADMITTING, ANSWERING, CONNECTING, DONE, SENT, Call
+from gateway.relay.first_met import is_call
 from gateway.relay.idempotency import BadKeyError, idempotency_key
 from gateway.relay.meter import Meter
 from gateway.relay.rate_keys import call_weights
@@ -48,55 +49,20 @@ class Exchange(Call):
             self.refuse(refusals.too_many_in_flight(), keep_alive=True)
             return
         is_new = request.matched_by is not relay.routes
-        if is_new and not self._judge():
+        if is_new and not is_call(self):
             return
         policy = request.policy
         if policy is None:
             relay.counters.plain_requests.add()
-            if not (is_new and self._refuse_large_body()):  # one with the same head is no larger
+            if not (is_new and self.refuse_large_body()):  # one with the same head is no larger
                 self.forward(relay.upstream_pool)
         else:
             relay.counters.policy_requests.add()
             self.policy = self.asked = policy
-            if not (is_new and self._refuse_large_body()):
+            if not (is_new and self.refuse_large_body()):
                 self._identify(policy)
 
-    def _judge(self) -> bool:
-        """Whether a request whose head was not met under these rules is a call; if not it goes another way from here.
-
-        What is found is kept with the request, for the next one with the same head.
-        """
-        relay, request = self.relay, self.request
-        refusal = request.refusal or refusals.of_head(request, relay.limits)
-        if refusal is None:
-            if request.target.partition(b"?")[0] in relay.hosted_paths:
-                relay.counters.request("hosted")
-                if not self._refuse_large_body():
-                    self.forward(relay.hosted_pool)
-                return False
-            match = conformance.match(request, relay.routes)
-            if isinstance(match, Ambiguous):
-                refusal = refusals.ambiguous_target(request, match)
-            else:
-                refusal = None if match is None else self._refusal_of_credentials(match)
-                request.policy = match
-        if refusal is None:
-            request.matched_by = relay.routes
-            return True
-        relay.counters.request("refused")
-        self.refuse(refusal)
-        return False
-
-    def _refusal_of_credentials(self, policy: Policy) -> answers.Answer | None:
-        request, identify = self.request, self.relay.identify
-        if request.has_two_credentials:
-            return refusals.two_credentials(policy)
-        shown = request.authorization, request.api_key, request.cookie
-        doubt = identify.doubt_about(*shown)
-        request.credentials = identify.credentials_from(*shown)
-        return None if doubt is None else refusals.doubtful_credentials(doubt)
-
-    def _refuse_large_body(self) -> bool:
+    def refuse_large_body(self) -> bool:
         """Refuses a body that is known to be too large, whether its length says so or what has come of it."""
         request, policy = self.request, self.policy
         own = None if policy is None else policy.body_bytes_max
@@ -153,7 +119,7 @@ class Exchange(Call):
         else:
             self.policy = self.asked = match
             self.key = ""
-            if self._refuse_large_body():
+            if self.refuse_large_body():
                 return
             if match is None:
                 self.forward(self.relay.upstream_pool)
@@ -317,7 +283,7 @@ class Exchange(Call):
     def body_arrived(self) -> None:
         """More of the request's body: passed on, or kept (and the client paused) while the upstream cannot take it."""
         upstream, request = self.upstream, self.request
-        if request.chunked and self._refuse_large_body():
+        if request.chunked and self.refuse_large_body():
             return
         if upstream is not None and upstream.writable and self.state < DONE:
             data = self._taken_body()
