@@ -40,6 +40,7 @@ from gateway.policy.rules import Plan, Rules
 from gateway.usage_events import WindowUsage
 
 if TYPE_CHECKING:
+    from gateway.admission_batch import Known
     from gateway.policy.periods import Window
     from gateway.tasks import Tasks
 
@@ -88,7 +89,7 @@ class Account:
         self.soft_limits = _NO_SOFT_LIMITS  # of its own budgets that have one, in microcents by kind
         self.version = NOT_LOADED
         self.loaded = float("-inf")  # when the facts were last read, by the clock of Accounts
-        self.admission: object | None = None
+        self.admission: Known | None = None
         # Admission's too, and kept: the generation of Redis' data that was told by us what the account had used.
         self.seeded = 0
         self.watch: object | None = None  # soft limits': how far their thresholds are used

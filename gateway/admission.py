@@ -38,7 +38,7 @@ from gateway.admission_verdicts import budget_exceeded, rate_limited
 from gateway.breaker import announcer
 from gateway.database import QUERIES
 from gateway.ledger import event_id
-from gateway.policy.rules import Rules
+from gateway.policy.rules import Policy, Rules
 from gateway.policy.verdicts import (
     PASS,
     Hold,
@@ -212,15 +212,13 @@ class Admission:
     def ask(self, ask: Ask) -> None:
         """``ask.done`` hears the verdict, once; where Redis is away that is before this returns."""
         account, policy = ask.account, ask.policy
-        rules = self._rules()
-        if rules is not self._rules_seen or len(self._shapes) > SHAPES_MAX:
-            self._rules_seen = rules
-            self._shapes.clear()
-        plan = "" if account is None else account.plan
-        shape = self._shapes.get((id(policy), plan))
-        if shape is None:
-            shape = Shape(policy, rules.plan_of(plan) if account is not None else None)
-            self._shapes[id(policy), plan] = shape
+        known = None if account is None else account.admission
+        # What is known of an account is of its plan and these rules.
+        shape = None if known is None else known.shape
+        if shape is None or shape.policy is not policy:
+            shape = self._shape_of(policy, account)
+            if known is not None:
+                known.shape = shape
         ask.shape = shape
         if shape.tier is not None:
             ask.units = 0 if ask.is_repeat else shape.tier.hold_units
@@ -230,8 +228,7 @@ class Admission:
             ask.known = None
             lane = ask.lane = self._lane_of(ask.rate_keys[0] if ask.rate_keys else "")
         else:
-            known = account.admission
-            if not isinstance(known, Known):
+            if known is None:
                 known = self._know(ask, account)
                 if known is None:
                     return
@@ -250,6 +247,18 @@ class Admission:
         elif not lane.ask(ask):
             self._outcomes["overloaded"].add()
             self._tell(ask, StoreUnavailable(retry_after_ms=RETRY_AFTER_MS))
+
+    def _shape_of(self, policy: Policy, account: "Account | None") -> Shape:
+        rules = self._rules()
+        if rules is not self._rules_seen or len(self._shapes) > SHAPES_MAX:
+            self._rules_seen = rules
+            self._shapes.clear()
+        plan = "" if account is None else account.plan
+        shape = self._shapes.get((id(policy), plan))
+        if shape is None:
+            shape = Shape(policy, rules.plan_of(plan) if account is not None else None)
+            self._shapes[id(policy), plan] = shape
+        return shape
 
     def _know(self, ask: Ask, account: "Account") -> Known | None:
         """The account's windows now; None where the ask waits for the account's facts, or was answered without."""
@@ -329,9 +338,7 @@ class Admission:
         if code == _BUDGET:
             need = outcome[3] if len(outcome) > 3 else ask.hold_microcents
             self._exhausted(ask, outcome[1], outcome[2], need, now_ms)
-        elif not isinstance(account.admission, Known) or not account.admission.has(
-            known
-        ):  # more was learnt meanwhile, for another ask
+        elif account.admission is None or not account.admission.has(known):  # more was learnt meanwhile, for another
             self._again(ask)
         elif code == _STALE:
             self._stale(ask, outcome[1])

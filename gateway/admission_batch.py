@@ -135,6 +135,7 @@ class Known:
         "lane",
         "limits",
         "rolling_until_s",
+        "shape",
         "version",
         "windows",
     )
@@ -150,6 +151,7 @@ class Known:
         self.version = account.version
         self.limits = account.limits
         self.windows = windows
+        self.shape: Shape | None = None  # that the last call had
         # What the last call was told, if that was that a budget is spent.
         self.exhausted: BudgetExceeded | None = None
         # Loop time until which the script is told that Postgres cannot seed a window that has just begun.

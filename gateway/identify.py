@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
@@ -53,14 +54,13 @@ _LOOK_AGAIN_S = 1.0
 _log = structlog.get_logger()
 
 
-class Unknown:
+class Unknown(Enum):
     """The answer for credentials that belong to nobody."""
 
-    def __repr__(self) -> str:
-        return "UNKNOWN"
+    UNKNOWN = "unknown"
 
 
-UNKNOWN: Final = Unknown()
+UNKNOWN: Final = Unknown.UNKNOWN
 Done = Callable[[Account | None], None]
 
 

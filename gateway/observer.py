@@ -16,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ NOTEWORTHY_PER_S_MAX = 50
 # Calls of the sample that the ledger does not have yet; while Postgres is away they go to the spool, and are not timed.
 SETTLING_MAX = 1000
 
+_id_of = attrgetter("event_id")
 _log = structlog.get_logger()
 
 
@@ -98,8 +100,9 @@ class Observer:
         return int(random.expovariate(-math.log1p(-self._stage_rate))) if self._stage_rate < 1 else 0
 
     def _exchange_of_stages(self, relay: "Relay", client: "ClientConnection", request: "Request") -> Exchange:
-        self._unwatched -= 1
-        if self._unwatched >= 0:
+        unwatched = self._unwatched
+        if unwatched > 0:
+            self._unwatched = unwatched - 1
             return Exchange(relay, client, request)
         self._unwatched = self._gap()
         return ObservedExchange(relay, client, request, self, draw=1.0, trace=None)
@@ -132,11 +135,9 @@ class Observer:
 
         def listen(events: "Sequence[UsageEvent]", usages: "Sequence[WindowUsage]") -> None:
             listener(events, usages)
-            if self._settling:
-                for event in events:
-                    began_s = self._settling.pop(event.event_id, None)
-                    if began_s is not None:
-                        settled.observe(monotonic() - began_s)
+            if self._settling:  # some of many: found without a look at each event in turn
+                for event_id in self._settling.keys() & set(map(_id_of, events)):
+                    settled.observe(monotonic() - self._settling.pop(event_id))
 
         return listen
 

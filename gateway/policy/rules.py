@@ -140,10 +140,14 @@ class Policy:
     idempotency: Idempotency | None = None  # None: every call is billed
     # Whether what a call weighs in some limit is for the call to tell.
     is_weighed_by_call: bool = field(init=False, default=False)
+    # Whether admission need not know more of a call than its account.
+    asks_for_account: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         by_call = any(isinstance(limit.weight, HeaderWeight) for limit in self.rate_limits)
         object.__setattr__(self, "is_weighed_by_call", by_call)
+        by_account = [limit.key for limit in self.rate_limits] == ["account"]
+        object.__setattr__(self, "asks_for_account", by_account and not by_call and self.idempotency is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ case of doubt, the head is parsed like any other.
 import re
 from typing import TYPE_CHECKING
 
-from gateway.policy.rules import Policy
 from gateway.relay.heads import API_KEY, AUTHORIZATION, OTHER, REQUEST_ID
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def _varying_in(request: "Request", head: bytes, field: int, place: int) -> Vary
 
 
 def _identify_again(request: "Request", relay: "Relay") -> None:
-    if isinstance(request.match, Policy):
+    if request.policy is not None:
         shown = request.authorization, request.api_key, request.cookie
         request.credentials = relay.identify.credentials_from(*shown)
 

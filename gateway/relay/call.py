@@ -15,11 +15,10 @@ The hold is settled exactly once, by ``settle.py``, whichever way the call ends.
 
 from typing import TYPE_CHECKING
 
-from gateway.policy import rules
+from gateway.policy.rules import NEVER_ANSWERED
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
-    from gateway.credentials import Credentials
     from gateway.policy.rules import Policy
     from gateway.policy.verdicts import Hold
     from gateway.relay.added import Added
@@ -46,11 +45,9 @@ class Call:
         "added",
         "asked",
         "body_bytes",
-        "body_bytes_max",
         "captured",
         "captured_bytes",
         "client",
-        "credentials",
         "ends_with_connection",
         "hold",
         "keep_alive",
@@ -79,7 +76,6 @@ class Call:
         self.policy: Policy | None = None
         self.asked: Policy | None = None  # what admission is asked by; None again once that is out of date
         self.account: Account | None = None
-        self.credentials: Credentials | None = None
         self.hold: Hold | None = None
         self.key = ""  # a digest of the idempotency key, where the policy has one
         self.metered = False  # admitted under a policy and not settled yet
@@ -95,8 +91,7 @@ class Call:
         self.added: tuple[Added, ...] = ()  # to the answer's head, whoever answers
         self.writing_body = False
         self.body_bytes = 0  # of the request, passed on
-        self.body_bytes_max = relay.limits.body_bytes_max
-        self.status = rules.NEVER_ANSWERED
+        self.status = NEVER_ANSWERED
         self.ends_with_connection = False
 
     @property
@@ -122,8 +117,3 @@ class Call:
             return elapsed_s > _DAWDLING_SENDER_S and self.body_bytes < elapsed_s * relay.limits.body_bytes_per_s_min
         unread_s = relay.now() - (client.deadline - relay.limits.idle_timeout_s)
         return self.state == ANSWERING and not client.writable and unread_s > _DAWDLING_READER_S
-
-    def is_sent(self) -> bool:
-        """Whether the upstream was given the whole request: only then its connection is at a message's end."""
-        request = self.request
-        return request.complete and not request.body and (self.writing_body or not request.chunked)

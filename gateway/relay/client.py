@@ -85,27 +85,24 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             self.refuse(refusals.too_many_connections())
 
     def data_received(self, data: bytes) -> None:
-        if self.phase >= LINGERING:
-            self._after_requests(data)
-            return
-        if self.unparsed is not None:
-            self._hold_back(data)
-            return
-        if self.phase == IDLE:
+        if self.phase == IDLE and self.unparsed is None:
             known = self.known(data)
             if known is not None and self.writable:
                 self._begin(known)  # as _advance would
-                if len(data) > self.relay.limits.buffered_bytes_max:
-                    self.update_reading()
                 return
             self.phase = HEAD
             self.deadline = self.relay.clock_s + self.relay.limits.header_timeout_s
             if known is not None:
                 self.requests.append(known)
-                self._advance()
-                return
-            self.feed(data)
-            self.remember(data)
+            else:
+                self.feed(data)
+                self.remember(data)
+        elif self.phase >= LINGERING:
+            self._after_requests(data)
+            return
+        elif self.unparsed is not None:
+            self._hold_back(data)
+            return
         else:
             self.feed(data)
         self._advance()
@@ -176,10 +173,11 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         self.update_reading()
 
     def _begin(self, request: "Request") -> None:
+        relay = self.relay
         if self.phase != BUSY:
             self.phase = BUSY
-            self.relay.in_flight += 1
-        self.exchange = exchange = self.relay.new_exchange(self.relay, self, request)
+            relay.in_flight += 1
+        self.exchange = exchange = relay.new_exchange(relay, self, request)
         exchange.start()
 
     def _await_request(self) -> None:
@@ -238,19 +236,24 @@ class ClientConnection(RequestReader, asyncio.Protocol):
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is written in full. Next request, or the end of the connection."""
-        exchange = self.exchange
-        assert exchange is not None
+        exchange, relay = self.exchange, self.relay
         self.exchange = None
         if self.phase == CLOSED:
             return
-        if not keep_alive or self.relay.draining:
-            self._finish(linger=not exchange.request.complete)
+        if not keep_alive or relay.draining:
+            self._finish(linger=exchange is not None and not exchange.request.complete)
             return
-        if self.unparsed is None and not self.requests and not self._advancing and self.phase == BUSY:
-            self._await_request()  # nearly always; as _advance would
+        is_alone = not (self.requests or self._advancing)
+        if is_alone and self.unparsed is None and self.incoming is None and self.phase == BUSY:
+            # Nearly always; as _advance would.
+            relay.in_flight -= 1
+            self.phase = IDLE
+            self.deadline = relay.clock_s + relay.limits.keepalive_timeout_s
             if self.reading_paused:
                 self.resume_reading()
             return
+        # If it does not read, what waits behind this answer does not begin.
+        self.deadline = relay.clock_s + relay.limits.idle_timeout_s
         if self.unparsed is not None:  # an upgrade that was not accepted: what follows is HTTP after all
             rest, self.unparsed = self.unparsed, None
             self.replace_parser(None)
@@ -319,6 +322,8 @@ class ClientConnection(RequestReader, asyncio.Protocol):
         """``Relay.tick`` found the deadline passed."""
         if self.phase == BUSY and self.exchange is not None:
             self.exchange.timed_out()
+        elif self.phase == BUSY:
+            self._finish(linger=False)  # it does not read its answers, and so gets no more of them
         elif self.phase == HEAD:
             self.refuse(refusals.late_head())
         elif self.phase == LINGERING and 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:

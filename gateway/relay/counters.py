@@ -3,11 +3,12 @@
 import time
 from typing import TYPE_CHECKING
 
+from gateway.metrics import CountedHistogram
 from gateway.policy.rules import Policy
 from gateway.policy.verdicts import BudgetExceeded, Denial, RateLimited
 
 if TYPE_CHECKING:
-    from gateway.metrics import Counter, Histogram, Metrics
+    from gateway.metrics import Counter, Metrics
 
 
 class Counters:
@@ -19,16 +20,16 @@ class Counters:
         self.upstream_connections = metrics.gauge("castgate_upstream_connections")
         self.upstream_addresses = metrics.gauge("castgate_upstream_addresses")
         self.upstream_ejections = metrics.counter("castgate_upstream_ejections_total")
+        self.plain_requests = metrics.counter("castgate_requests_total", kind="plain")
         self.policy_requests = metrics.counter("castgate_requests_total", kind="policy")
         self.unidentified_success = metrics.counter("castgate_unidentified_success_total")
         self._requests: dict[str, Counter] = {}
-        self._casts: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._denials: dict[tuple[str, str, str], Counter] = {}
         self._own_answers: dict[int, Counter] = {}
         self._upstream_errors: dict[str, Counter] = {}
 
     def request(self, kind: str) -> None:
-        """A request of a kind: plain, hosted or refused. Those under a policy are ``policy_requests``."""
+        """A request that is hosted or refused."""
         counter = self._requests.get(kind)
         if counter is None:
             counter = self._requests[kind] = self._metrics.counter("castgate_requests_total", kind=kind)
@@ -43,16 +44,12 @@ class Counters:
             )
         counter.add()
 
-    def cast(self, policy: str, status: int, duration_s: float) -> None:
-        """A call under a policy that the upstream answered."""
-        series = self._casts.get((policy, status))
-        if series is None:
-            series = self._casts[policy, status] = (
-                self._metrics.counter("spell_cast_total", policy=policy, status=str(status)),
-                self._metrics.histogram("spell_cast_duration_seconds", policy=policy),
-            )
-        series[0].add()
-        series[1].observe(duration_s)
+    def casts(self, policy: str, status: int) -> CountedHistogram:
+        """Calls under a policy that the upstream answered with this status, and how long they took."""
+        return CountedHistogram(
+            self._metrics.histogram("spell_cast_duration_seconds", policy=policy),
+            self._metrics.counter("spell_cast_total", policy=policy, status=str(status)),
+        )
 
     def denial(self, policy: Policy, verdict: Denial) -> None:
         """A call that admission refused."""

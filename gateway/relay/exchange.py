@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.admission import Ask
-from gateway.identify import Unknown
+from gateway.identify import UNKNOWN
 from gateway.policy import answers, rate_limit_fields, rules
 from gateway.policy.routes import Ambiguous
 from gateway.policy.rules import Policy
@@ -18,6 +18,7 @@ from gateway.policy.verdicts import Denial, Hold, Pass, Verdict
 from gateway.relay import conformance, cut_short, heads, refusals
 from gateway.relay.added import Added
 from gateway.relay.call import ADMITTING, ANSWERING, CONNECTING, DONE, SENT, Call
+from gateway.relay.first_met import is_call
 from gateway.relay.idempotency import BadKeyError, idempotency_key
 from gateway.relay.meter import Meter
 from gateway.relay.rate_keys import call_weights
@@ -47,89 +48,62 @@ class Exchange(Call):
             relay.counters.request("refused")
             self.refuse(refusals.too_many_in_flight(), keep_alive=True)
             return
-        if request.matched_by is not relay.routes:
-            refusal = request.refusal or refusals.of_head(request, relay.limits)
-            if refusal is not None:
-                relay.counters.request("refused")
-                self.refuse(refusal)
-                return
-            if request.target.partition(b"?")[0] in relay.hosted_paths:
-                relay.counters.request("hosted")
-                if not self._refuse_large_body():
-                    self.forward(relay.hosted_pool)
-                return
-            request.match = conformance.match(request, relay.routes)
-            request.matched_by = relay.routes
-            if isinstance(request.match, Policy):
-                shown = request.authorization, request.api_key, request.cookie
-                request.doubt = relay.identify.doubt_about(*shown)
-                request.credentials = relay.identify.credentials_from(*shown)
-        match = request.match
-        if match is None:
-            relay.counters.request("plain")
-            if not self._refuse_large_body():
+        is_new = request.matched_by is not relay.routes
+        if is_new and not is_call(self):
+            return
+        policy = request.policy
+        if policy is None:
+            relay.counters.plain_requests.add()
+            if not (is_new and self.refuse_large_body()):  # one with the same head is no larger
                 self.forward(relay.upstream_pool)
-        elif isinstance(match, Ambiguous):
-            relay.counters.request("refused")
-            self.refuse(refusals.ambiguous_target(request, match))
-        elif request.has_two_credentials:
-            relay.counters.request("refused")
-            self.refuse(refusals.two_credentials(match))
-        elif request.doubt is not None:
-            relay.counters.request("refused")
-            self.refuse(refusals.doubtful_credentials(request.doubt))
         else:
             relay.counters.policy_requests.add()
-            self.policy = self.asked = match
-            if match.body_bytes_max is not None:
-                self.body_bytes_max = match.body_bytes_max
-            if not self._refuse_large_body():
-                self._identify()
+            self.policy = self.asked = policy
+            if not (is_new and self.refuse_large_body()):
+                self._identify(policy)
 
-    def _refuse_large_body(self) -> bool:
+    def refuse_large_body(self) -> bool:
         """Refuses a body that is known to be too large, whether its length says so or what has come of it."""
-        request = self.request
+        request, policy = self.request, self.policy
+        own = None if policy is None else policy.body_bytes_max
+        body_bytes_max = self.relay.limits.body_bytes_max if own is None else own
         body_bytes = request.content_length or self.body_bytes + request.body_bytes
-        if body_bytes <= self.body_bytes_max:
+        if body_bytes <= body_bytes_max:
             return False
-        request.refusal = refusals.body_too_large(body_bytes, self.body_bytes_max, is_whole=not request.chunked)
+        request.refusal = refusals.body_too_large(body_bytes, body_bytes_max, is_whole=not request.chunked)
         request.keep_alive = False
         self.request_broken()
         return True
 
     # --- identify
 
-    def _identify(self) -> None:
-        identify = self.relay.identify
+    def _identify(self, policy: Policy) -> None:
+        relay, credentials = self.relay, self.request.credentials
         self.state = ADMITTING
-        self.client.deadline = self.relay.clock_s + _ADMIT_TIMEOUT_S
-        self.credentials = credentials = self.request.credentials
-        if credentials is None:
+        self.client.deadline = relay.clock_s + _ADMIT_TIMEOUT_S
+        found = UNKNOWN if credentials is None else relay.identify.cached(credentials)
+        if found is UNKNOWN:
             self.identified(None)
-            return
-        found = identify.cached(credentials)
-        if found is None:
-            identify.resolve(credentials, self.identified)
-        else:
-            self.identified(None if isinstance(found, Unknown) else found)
+        elif found is not None:
+            self.account = found
+            self._admit(found, policy)
+        elif credentials is not None:
+            relay.identify.resolve(credentials, self.identified)
 
     def identified(self, account: "Account | None") -> None:
         """The account behind the credentials; None where nobody is known by them, and Phase 1 decides."""
         if self.state == DONE:
             return
-        if self.asked is None:
+        policy = self.asked
+        if policy is None:
             self._match_again(account)
-            return
-        policy = self.policy
-        if account is None:
-            if policy is None or policy.unidentified is None:
-                self.forward(self.relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
-            else:
-                self._admit(None, policy.unidentified)
-            return
-        assert policy is not None
-        self.account = account
-        self._admit(account, policy)
+        elif account is not None:
+            self.account = account
+            self._admit(account, policy)
+        elif policy.unidentified is not None:
+            self._admit(None, policy.unidentified)
+        else:
+            self.forward(self.relay.upstream_pool)  # nobody we know: Phase 1 says 401, not we
 
     def rules_changed(self) -> None:
         """New rules are in force. A call that is not admitted yet is theirs: its policy and plan are to be of one
@@ -144,9 +118,8 @@ class Exchange(Call):
             self.refuse(refusals.ambiguous_target(self.request, match), keep_alive=True)
         else:
             self.policy = self.asked = match
-            own = None if match is None else match.body_bytes_max
-            self.body_bytes_max = self.relay.limits.body_bytes_max if own is None else own
-            if self._refuse_large_body():
+            self.key = ""
+            if self.refuse_large_body():
                 return
             if match is None:
                 self.forward(self.relay.upstream_pool)
@@ -157,24 +130,26 @@ class Exchange(Call):
 
     def _admit(self, account: "Account | None", policy: Policy) -> None:
         """Asks for what ``policy`` wants: the request's own, or what limits in shadow have left of it."""
-        if self.relay.ledger.refuses and policy.cost.hold_microcents:
+        relay = self.relay
+        hold_microcents = policy.cost.hold_microcents
+        if hold_microcents and relay.ledger.refuses:
             self.refuse(refusals.not_written_down(), keep_alive=True)
             return
         self.asked = policy
-        key = ""
+        if policy.asks_for_account and account is not None:  # nearly always
+            relay.admission.ask(Ask(account, hold_microcents, policy, (account.account_id,), self.admitted))
+            return
+        request = self.request
         if policy.idempotency is not None:
             try:
-                key = idempotency_key(policy.idempotency.header, self.request, self.relay.request_fields)
+                self.key = idempotency_key(policy.idempotency.header, request, relay.request_fields)
             except BadKeyError as error:
                 if policy.mode != rules.SHADOW:  # which lets every call pass
                     self.refuse(refusals.bad_idempotency_key(str(error)), keep_alive=True)
                     return
-        self.key = key
-        keys = self.relay.rate_keys(policy, account, self.request, self.credentials, self.client)
-        weights = None
-        if policy.is_weighed_by_call:
-            weights = call_weights(policy, self.request, self.relay.request_fields)
-        self.relay.admission.ask(Ask(account, policy.cost.hold_microcents, policy, keys, self.admitted, weights, key))
+        keys = relay.rate_keys(policy, account, request, self.client)
+        weights = call_weights(policy, request, relay.request_fields) if policy.is_weighed_by_call else None
+        relay.admission.ask(Ask(account, hold_microcents, policy, keys, self.admitted, weights, self.key))
 
     def admitted(self, verdict: Verdict) -> None:
         """Admission's answer: a hold, a pass, or a denial."""
@@ -250,67 +225,70 @@ class Exchange(Call):
 
     def connected(self, upstream: "UpstreamConnection") -> None:
         """Sends the head, and what has arrived of the body, in one write."""
-        request, client, pool = self.request, self.client, self.pool
-        assert pool is not None
+        relay, request, client = self.relay, self.request, self.client
         self.state = SENT
         self.upstream = upstream
-        limits = self.relay.limits
-        client.deadline = self.relay.clock_s + (
-            limits.first_byte_timeout_s if request.complete else limits.body_stall_timeout_s
-        )
-        upstream.start(self)
-        if not client.writable:
-            upstream.pause_reading()
         if not request.forwarded_head:
-            request.forwarded_head = self.relay.forwarding.head(
-                request, self.relay.request_fields, client, pool.host_line
-            )
-        parts = [request.forwarded_head]
-        if request.request_id is not None:
-            self.request_id = request.request_id
+            self._write_head()
+        request_id = request.request_id
+        if request_id is not None:
+            head = request.forwarded_head + request.forwarded_end
         else:
             # The id of the call's ledger event, where there is one: one name for the call in every log and table.
             hold = self.hold
-            self.request_id = self.relay.new_request_id() if hold is None else hold.hold_id.encode()
-            parts.append(b"X-Request-Id: %b\r\n" % self.request_id)
-        if request.chunked:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        if request.upgrade is not None or request.wants_trailers:
-            parts.append(heads.hop_lines(request.upgrade, wants_trailers=request.wants_trailers))
-        parts.append(b"\r\n")
+            request_id = relay.new_request_id() if hold is None else hold.hold_id.encode()
+            head = b"%bX-Request-Id: %b\r\n%b" % (request.forwarded_head, request_id, request.forwarded_end)
+        self.request_id = request_id
         if self.meter is not None:
             self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
-        self._take_body(parts)
-        upstream.write(b"".join(parts))
-        if client.reading_paused or not request.complete:
+        upstream.start(self, head + self._taken_body())
+        if not client.writable:
+            upstream.pause_reading()
+        if request.complete:
+            client.deadline = relay.clock_s + relay.limits.first_byte_timeout_s
+            if client.reading_paused:
+                client.update_reading()
+        else:
+            client.deadline = relay.clock_s + relay.limits.body_stall_timeout_s
             client.update_reading()
 
-    def _take_body(self, parts: list[bytes]) -> None:
-        """Moves the body that has arrived, in the request's own framing, to ``parts``."""
+    def _write_head(self) -> None:
+        """What the upstream gets before and behind the request's id; the next request with the same head has it too."""
+        request, pool = self.request, self.pool
+        assert pool is not None
+        fields = self.relay.request_fields
+        request.forwarded_head = self.relay.forwarding.head(request, fields, self.client, pool.host_line)
+        end = b"Transfer-Encoding: chunked\r\n" if request.chunked else b""
+        if request.upgrade is not None or request.wants_trailers:
+            end += heads.hop_lines(request.upgrade, wants_trailers=request.wants_trailers)
+        request.forwarded_end = end + b"\r\n"
+
+    def _taken_body(self) -> bytes:
+        """What has arrived of the body and was not passed on, in the request's own framing."""
         request = self.request
+        pieces = request.body
         if self.meter is not None:
-            self.meter.asked(request.body)
+            self.meter.asked(pieces)
         if request.chunked:
-            parts += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in request.body]
+            pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
             if request.complete and not self.writing_body:
                 self.writing_body = True  # the last chunk is written once
-                parts += (b"0\r\n", *request.trailers, b"\r\n")
-        else:
-            parts += request.body
-        request.body.clear()
-        self.body_bytes += request.body_bytes
+                pieces += (b"0\r\n", *request.trailers, b"\r\n")
+        request.body = []
+        if not request.complete:  # or else nobody counts on
+            self.body_bytes += request.body_bytes
         request.body_bytes = 0
+        return b"".join(pieces)
 
     def body_arrived(self) -> None:
         """More of the request's body: passed on, or kept (and the client paused) while the upstream cannot take it."""
         upstream, request = self.upstream, self.request
-        if request.chunked and self._refuse_large_body():
+        if request.chunked and self.refuse_large_body():
             return
         if upstream is not None and upstream.writable and self.state < DONE:
-            parts: list[bytes] = []
-            self._take_body(parts)
-            if parts:
-                upstream.write(b"".join(parts))
+            data = self._taken_body()
+            if data:
+                upstream.write(data)
                 if self.state == SENT:
                     self.client.deadline = self.relay.clock_s + (
                         self.relay.limits.first_byte_timeout_s
@@ -334,14 +312,15 @@ class Exchange(Call):
     def answer_framing(self, *, bodiless: bool, has_length: bool) -> bytes:
         """The hop-by-hop lines of the answer to the client."""
         request, relay = self.request, self.relay
+        via = relay.forwarding.via_line
+        if has_length and self.keep_alive and request.complete and not (request.http_1_0 or relay.draining):
+            return via  # nearly always
         framing = b"" if bodiless or has_length or request.http_1_0 else b"Transfer-Encoding: chunked\r\n"
         if request.http_1_0:
             self.ends_with_connection = not has_length and not bodiless
         if self.ends_with_connection or relay.draining or not request.complete:
             self.keep_alive = False
-        via = relay.forwarding.via
-        if via:
-            framing = b"Via: 1.1 %b\r\n%b" % (via, framing)
+        framing = via + framing
         if not self.keep_alive:
             return framing + b"Connection: close\r\n"
         return framing + b"Connection: keep-alive\r\n" if request.http_1_0 else framing
@@ -370,12 +349,22 @@ class Exchange(Call):
         if upstream.complete:
             self._answered(upstream)
 
+    def whole_answer_arrived(self, upstream: "UpstreamConnection", status: int, data: bytes) -> None:
+        """An answer from its first byte to its last, as ``data`` for the client: all of ``answer_arrived`` at once."""
+        self.status = status
+        if not self.abandoned:
+            self.client.write(data)
+        self._answered(upstream)
+
     def _answered(self, upstream: "UpstreamConnection") -> None:
-        settle(self, upstream.status)
+        settle(self, self.status)
         self.upstream = None
         self.state = DONE
-        upstream.done(reusable=self.is_sent())
-        self.client.exchange_done(keep_alive=self.keep_alive and self.request.complete)
+        request = self.request
+        # Only where the upstream was given the whole request its connection is at a message's end.
+        is_sent = request.complete and not request.body and (self.writing_body or not request.chunked)
+        upstream.done(reusable=is_sent)
+        self.client.exchange_done(keep_alive=request.complete and self.keep_alive)
 
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:
         """101: the call is over as far as HTTP goes, and is settled; from here bytes pass both ways."""

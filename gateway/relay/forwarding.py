@@ -6,7 +6,7 @@ all further left is what the client itself claims.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class Forwarding:
 
     x_forwarded: bool = True
     via: bytes = b""  # this gateway's name; empty: no Via
+    via_line: bytes = field(init=False, default=b"")  # of answers
     trusted_proxies: tuple[Network, ...] = ()
     client_address_field: bytes | None = None  # lower case; None: X-Forwarded-For
 
@@ -41,6 +42,10 @@ class Forwarding:
             if settings.client_address_header
             else None,
         )
+
+    def __post_init__(self) -> None:
+        if self.via:
+            object.__setattr__(self, "via_line", b"Via: 1.1 %b\r\n" % self.via)
 
     def is_trusted(self, address: bytes) -> bool:
         """Whether what connects from ``address`` is a proxy of ours."""

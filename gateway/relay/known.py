@@ -14,14 +14,19 @@ _END = b"\r\n\r\n"
 
 
 class KnownAnswer:
-    """What a head means: ``head`` is what the client gets of it, up to the line that ends it."""
+    """What a head means: ``head`` is what the client gets of it, up to the line that ends it.
 
-    __slots__ = ("_names", "body_bytes", "head", "status")
+    The body begins at ``body_at`` and ends at ``end``. ``is_unchanged``: the client gets it all, byte for byte.
+    """
 
-    def __init__(self, status: int, head: bytes, body_bytes: int) -> None:
+    __slots__ = ("_names", "body_at", "end", "head", "is_unchanged", "status")
+
+    def __init__(self, status: int, head: bytes, *, body_at: int, end: int, is_unchanged: bool) -> None:
         self.status = status
         self.head = head
-        self.body_bytes = body_bytes
+        self.body_at = body_at
+        self.end = end
+        self.is_unchanged = is_unchanged
         self._names: frozenset[bytes] | None = None
 
     @property
@@ -44,17 +49,16 @@ class KnownAnswers:
 
     def find(self, data: bytes) -> KnownAnswer | None:
         """The meaning of an answer that is in ``data`` from its first byte to its last, if its head is known."""
-        end = data.find(_END) + 4
-        known = self._known.get(data[:end])
-        return known if known is not None and len(data) == end + known.body_bytes else None
+        known = self._known.get(data[: data.find(_END) + 4])
+        return known if known is not None and len(data) == known.end else None
 
     def learn(self, data: bytes, status: int, head: bytes, body_bytes: int) -> None:
         """``data`` is a whole answer, whose head the client got as ``head``, its last line included."""
-        end = data.find(_END) + 4
-        if len(data) != end + body_bytes:  # the parser skips empty lines behind an answer; they are none of it
+        body_at, end = data.find(_END) + 4, len(data)
+        if end != body_at + body_bytes:  # the parser skips empty lines behind an answer; they are none of it
             return
-        seen, self._last = self._last, data[:end]
+        seen, self._last = self._last, data[:body_at]
         if seen == self._last:
             if len(self._known) >= _HEADS_MAX:
                 self._known.clear()
-            self._known[seen] = KnownAnswer(status, head[:-2], body_bytes)
+            self._known[seen] = KnownAnswer(status, head[:-2], body_at=body_at, end=end, is_unchanged=head == seen)

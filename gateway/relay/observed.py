@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.ledger import UsageEvent
     from gateway.observer import Observer
+    from gateway.policy.rules import Policy
     from gateway.relay.client import ClientConnection
     from gateway.relay.relay import Relay
     from gateway.relay.request import Request
@@ -94,11 +95,19 @@ class ObservedExchange(Exchange):
 
     def identified(self, account: "Account | None") -> None:
         if self.state == ADMITTING:
-            self._passed("identify")
-            self._observation.account = account.account_id if account is not None else None
-            self._observation.verdict = "unidentified" if account is None else None
+            self._passed_identify(account)
         super().identified(account)
         self._report_if_done()
+
+    def _admit(self, account: "Account | None", policy: "Policy") -> None:
+        if "identify" not in self._observation.stages:  # the account was known
+            self._passed_identify(account)
+        super()._admit(account, policy)
+
+    def _passed_identify(self, account: "Account | None") -> None:
+        self._passed("identify")
+        self._observation.account = account.account_id if account is not None else None
+        self._observation.verdict = "unidentified" if account is None else None
 
     def admitted(self, verdict: Verdict) -> None:
         if self.state == ADMITTING:
@@ -125,6 +134,11 @@ class ObservedExchange(Exchange):
         if upstream.head_done and "first_byte" not in self._observation.stages:
             self._passed("first_byte")
         super().answer_arrived(upstream)
+        self._report_if_done()
+
+    def whole_answer_arrived(self, upstream: "UpstreamConnection", status: int, data: bytes) -> None:
+        self._passed("first_byte")
+        super().whole_answer_arrived(upstream, status, data)
         self._report_if_done()
 
     def switched_protocols(self, upstream: "UpstreamConnection", data: bytes) -> None:

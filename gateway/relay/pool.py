@@ -52,6 +52,7 @@ class Pool:
         self._connections_max = connections_max
         self._waiting_max = waiting_max
         self._keepalive_idle_s = keepalive_idle_s
+        self._oldest_s = relay.clock_s - keepalive_idle_s  # idle since before then is too long
         self._owner = owner
         self._retired = False
         self._idle: list[UpstreamConnection] = []
@@ -64,10 +65,10 @@ class Pool:
 
         ``exchange.connect_failed`` says that none could be made; ``exchange.overloaded`` that too many wait already.
         """
-        oldest = self._relay.clock_s - self._keepalive_idle_s
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open and connection.idle_since >= oldest:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.open and connection.idle_since >= self._oldest_s:
                 exchange.connected(connection)
                 return
             connection.close()
@@ -147,8 +148,8 @@ class Pool:
 
     def tick(self) -> None:
         """Closes what has idled too long, and takes connections from clients that hardly use them while others wait."""
-        oldest = self._relay.clock_s - self._keepalive_idle_s
-        for connection in [idle for idle in self._idle if idle.idle_since < oldest]:
+        self._oldest_s = self._relay.clock_s - self._keepalive_idle_s
+        for connection in [idle for idle in self._idle if idle.idle_since < self._oldest_s]:
             self._idle.remove(connection)
             connection.close()
         if self._waiting and len(self._all) + self._connecting >= self._connections_max:

@@ -11,6 +11,7 @@ from gateway.policy.rules import Policy, Rules
 from gateway.policy.thresholds import BudgetUse
 from gateway.relay.client import ClientConnection
 from gateway.relay.counters import Counters
+from gateway.relay.endings import Endings
 from gateway.relay.exchange import Exchange
 from gateway.relay.forwarding import Forwarding
 from gateway.relay.heads import Fields
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.admission import Admission
     from gateway.config import Settings
-    from gateway.credentials import Credentials
     from gateway.identify import Identify
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
@@ -138,6 +138,7 @@ class Relay:
         self._request_prefix = os.urandom(8).hex().encode()
         self._requests_begun = 0
         self.counters = Counters(metrics)
+        self.endings = Endings(self.counters)
         self.shadow = Shadow(metrics, self.now)
         self.use(rules)
 
@@ -215,18 +216,17 @@ class Relay:
         policy: Policy,
         account: "Account | None",
         request: Request,
-        credentials: "Credentials | None",
         client: ClientConnection,
     ) -> tuple[str, ...]:
         """The value of each rate limit's key for this call, in the policy's order."""
         limits = policy.rate_limits
         account_id = "" if account is None else account.account_id
-        if len(limits) == 1 and limits[0].key == "account":  # nearly every policy
-            return (account_id,)
         address = client.address
         if client.is_trusted_proxy:
             address = self.forwarding.client_address(address, request)
-        return tuple(rate_key(limit.key, policy, account_id, request.lines, credentials, address) for limit in limits)
+        return tuple(
+            rate_key(limit.key, policy, account_id, request.lines, request.credentials, address) for limit in limits
+        )
 
     def new_request_id(self) -> bytes:
         """32 hex digits, unique among all workers."""

@@ -8,7 +8,7 @@ from gateway.relay import heads
 
 if TYPE_CHECKING:
     from gateway.credentials import Credentials
-    from gateway.policy.routes import Ambiguous, RouteTable
+    from gateway.policy.routes import RouteTable
     from gateway.policy.rules import Policy
     from gateway.relay.alike import Varying
 
@@ -31,8 +31,8 @@ class Request:
         "content_length",
         "cookie",
         "credentials",
-        "doubt",
         "expects_continue",
+        "forwarded_end",
         "forwarded_for",
         "forwarded_head",
         "forwarded_host",
@@ -47,11 +47,11 @@ class Request:
         "http_1_0",
         "keep_alive",
         "lines",
-        "match",
         "matched_by",
         "max_forwards",
         "method",
         "overrides",
+        "policy",
         "refusal",
         "request_id",
         "target",
@@ -98,10 +98,10 @@ class Request:
         self.refusal: answers.Answer | None = None  # what the head alone is refused with
         # What the exchange found out about the head; a request with the same head need not find it out again.
         self.matched_by: RouteTable | None = None
-        self.match: Policy | Ambiguous | None = None
-        self.doubt: str | None = None
+        self.policy: Policy | None = None
         self.credentials: Credentials | None = None
         self.forwarded_head = b""
+        self.forwarded_end = b""
         self.varying: Varying | None = None  # where the next one with nearly the same head will differ
 
     def take_field(self, field: int, name: bytes, value: bytes) -> None:

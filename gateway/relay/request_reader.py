@@ -33,6 +33,7 @@ class RequestReader:
         "_earlier",
         "_fields",
         "_last",
+        "_last_body_bytes",
         "_last_bytes",
         "_last_head",
         "_parser",
@@ -57,34 +58,34 @@ class RequestReader:
         self._data = b""  # what is being parsed
         self._earlier = b""  # and what of its first head was parsed before
         self._skipping_head = False
-        # The last request that arrived alone and whole, its head, and its length.
+        # The last request that arrived alone and whole, its head, its length, and that of its body.
         self._last: Request | None = None
         self._last_head = b""
         self._last_bytes = 0
+        self._last_body_bytes = 0
 
     # --- heads that were met before
 
     def known(self, data: bytes) -> Request | None:
         """The request in ``data``, where that is whole and its head is the last one's: then it is that one again."""
-        head, request = self._last_head, self._last
-        if not head:
+        request, head = self._last, self._last_head
+        if request is None:
             return None
-        assert request is not None
         size = len(data)
         if size != self._last_bytes or not data.startswith(head):
-            head = become(request, head, self._last_bytes - len(head), data, self.relay)
+            head = become(request, head, self._last_body_bytes, data, self.relay)
             if not head:
                 return None
             self._last_head, self._last_bytes = head, size
-        head_bytes = len(head)
+        body_bytes = self._last_body_bytes
         # What is there yet is the body of a call that was refused, and sent to nobody.
-        request.body = [data[head_bytes:]] if size > head_bytes else []
-        request.body_bytes = size - head_bytes
+        request.body = [data[size - body_bytes :]] if body_bytes else []
+        request.body_bytes = body_bytes
         return request
 
     def remember(self, data: bytes) -> None:
         """Keeps the only request in ``data``, where a request with the same head can mean nothing else."""
-        self._last_head = b""
+        self._last = None
         requests = self.requests
         if len(requests) != 1 or self.incoming is not None:
             return
@@ -95,10 +96,12 @@ class RequestReader:
             and request.refusal is None
             and request.upgrade is None
             and not (request.chunked or request.broken or request.http_1_0 or request.expects_continue)
+            and request.body_bytes <= self.relay.limits.buffered_bytes_max  # more of it may have to wait
         ):
             end = len(data) - request.body_bytes
             if data.find(b"\r\n\r\n") + 4 == end and self.unparsed is None:  # no empty lines before or behind it
                 self._last, self._last_head, self._last_bytes = request, data[:end], len(data)
+                self._last_body_bytes = request.body_bytes
 
     # --- what is fed to the parser
 

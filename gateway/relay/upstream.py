@@ -166,16 +166,16 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.upstream_failed("the upstream's answer has too large a header block")
 
     def _take_known(self, known: KnownAnswer, data: bytes, exchange: "Exchange") -> None:
-        """As the parser's events would have done."""
-        self.status = known.status
-        self.head_done = self.complete = self._has_length = True
-        body = data[-known.body_bytes :] if known.body_bytes else b""
-        exchange.capture(body)
+        """As the parser's events would have done, of an answer that is over as soon as it is here."""
+        self.complete = True
+        if exchange.captured is not None:
+            exchange.captured = [data[known.body_at :]]
         framing = exchange.answer_framing(bodiless=False, has_length=True)
         if exchange.added:
             framing += added_beside(exchange.added, known.names)
-        self._out.append(b"%b%b\r\n%b" % (known.head, framing, body))
-        exchange.answer_arrived(self)
+        if framing or not known.is_unchanged:
+            data = b"%b%b\r\n%b" % (known.head, framing, data[known.body_at :])
+        exchange.whole_answer_arrived(self, known.status, data)
 
     def take(self) -> bytes:
         """The bytes for the client that have been collected."""
@@ -350,15 +350,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- what the exchange calls
 
-    def start(self, exchange: "Exchange") -> None:
-        """Serves this exchange from here on."""
+    def start(self, exchange: "Exchange", data: bytes) -> None:
+        """Serves this exchange from here on, whose request begins with ``data``."""
         self.exchange = exchange
         self._interims = 0
         if self._at_start:  # nothing was parsed since: the last answer was a known one, or there was none
-            self.status = 0
-            self.head_done = self.complete = self._has_length = False
+            self.complete = False
         else:
             self._begin_answer()
+        if self.open:
+            self.transport.write(data)
 
     @property
     def is_silent(self) -> bool:

@@ -125,8 +125,15 @@ async def test_a_plan_changes_the_limits_that_it_names(start_worker: StartWorker
 async def test_reloaded_plans_count_from_the_next_call_on(worker: Worker) -> None:
     limited = policy(per_minute(2))
     await worker.ask_many("a", 2, limited)
-    worker.rules = rules_of(free=Plan(name="free", rate_limits={"sliding_window": 3}))
+    worker.use_rules(rules_of(free=Plan(name="free", rate_limits={"sliding_window": 3})))
     assert isinstance(await worker.ask("a", limited), Hold)
+
+
+async def test_calls_under_two_policies_in_turn_have_the_limits_of_each(worker: Worker) -> None:
+    one, other = (policy(per_minute(limit), name=f"of-{limit}") for limit in (2, 4))
+    verdicts = [(await worker.ask("a", asked), asked) for _ in range(6) for asked in (one, other)]
+    admitted = Counter(asked.name for verdict, asked in verdicts if isinstance(verdict, Hold))
+    assert admitted == {"of-2": 2, "of-4": 4}
 
 
 async def test_a_call_of_nobody_is_limited_by_its_keys_alone(worker: Worker) -> None:

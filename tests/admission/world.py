@@ -163,6 +163,12 @@ class Worker:
             **options,
         )
 
+    def use_rules(self, rules: Rules) -> None:
+        """As ``Accounts.rules_changed`` does it: what was derived from other rules is forgotten."""
+        self.rules = rules
+        for account in self._accounts.values():
+            account.admission = None
+
     def account(self, account_id: str) -> Account:
         return self._accounts.setdefault(account_id, Account(account_id))
 

@@ -1,6 +1,7 @@
 """Accounts: one object each, facts of one snapshot, old facts until there are new ones, counters when asked for."""
 
 import gc
+from typing import Any
 
 import asyncpg
 import pytest
@@ -100,7 +101,8 @@ async def test_changed_rules_change_the_limits_of_every_account(changing: Changi
     free, gold = changing.accounts.get("a"), changing.accounts.get("gold")
     await changing.accounts.load([free, gold])
     assert gold.plan == "free"
-    free.admission = object()
+    something: Any = object()
+    free.admission = something
     raised = BudgetLimit(period="monthly", hard_limit_microcents=5000)
     changing.rules = rules_of(free=(raised,), gold=())
     changing.accounts.rules_changed()
@@ -134,7 +136,8 @@ async def test_loading_the_same_facts_again_keeps_what_admission_made_of_them(
 ) -> None:
     account = changing.accounts.get("a")
     await changing.accounts.load([account])
-    mark = account.admission = object()
+    mark: Any = object()
+    account.admission = mark
     await changing.accounts.load([account])
     assert account.admission is mark
     await sql.execute("INSERT INTO billing_accounts (account_id, facts_version) VALUES ('a', 1)")

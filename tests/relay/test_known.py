@@ -3,12 +3,16 @@
 import asyncio
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.policy.rules import Policy
 from gateway.relay.known import KnownAnswers
+from gateway.relay.observed import ObservedExchange
 from tests.relay.conftest import NO_RULES, Client, Running, answering
 
 OK = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 2\r\n\r\n"
@@ -102,6 +106,30 @@ async def test_framing_of_the_client_s_own_is_added_to_a_known_head(running: Run
     last = await running.connect()
     await last.send(b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     assert await last.read_all() == OK[:-2] + b"Connection: close\r\n\r\nhi"
+
+
+@pytest.mark.parametrize("line", [b"X-B: 1", b"X-B:1", b"X-B: 1\r\nConnection: keep-alive", b"Keep-Alive: timeout=5"])
+async def test_a_known_answer_is_passed_on_as_it_was_when_it_was_parsed(running: Running, line: bytes) -> None:
+    running.upstream.answer = answering(OK[:-2] + line + b"\r\n\r\nhi")
+    client = await running.connect()
+    answers = []
+    for _ in range(4):
+        await client.send(POST + b"abc")
+        answers.append(await answer_of(client))
+    assert known_answers(running) == 1
+    assert answers == [(OK[:-2] + (b"X-B: 1\r\n" if b"X-B" in line else b"") + b"\r\n", b"hi")] * 4
+
+
+async def test_a_known_answer_has_the_stages_of_any_other(running: Running) -> None:
+    seen: Any = []
+    observer: Any = SimpleNamespace(saw=seen.append)
+    running.relay.new_exchange = lambda *call: ObservedExchange(*call, observer, draw=1.0, trace=None)
+    running.upstream.answer = answering(OK + b"hi")
+    client = await running.connect()
+    for _ in range(4):
+        await client.send(POST + b"abc")
+        await answer_of(client)
+    assert [(one.status, list(one.stages)) for one in seen] == [(200, ["connect", "first_byte", "answer"])] * 4
 
 
 async def test_new_rules_hold_for_the_next_request_with_the_same_head(running: Running) -> None:

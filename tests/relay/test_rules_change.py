@@ -9,7 +9,7 @@ import pytest
 from gateway.accounts import Account
 from gateway.admission import Ask
 from gateway.credentials import Credentials
-from gateway.policy.rules import SHADOW, Cost, Plan, Policy, RateLimit, Rules
+from gateway.policy.rules import SHADOW, Cost, Idempotency, LogLines, Plan, Policy, RateLimit, Rules
 from gateway.policy.verdicts import PASS, Hold, RateLimited
 from gateway.policy.weights import HeaderWeight
 from tests.relay.conftest import Running, answering
@@ -148,6 +148,73 @@ async def test_the_body_limit_is_that_of_the_new_rules(
     await client.send(b"2\r\nbc\r\n0\r\n\r\n")
     expected = b" 200 " if new.body_bytes_max is None else b" 413 "
     assert expected in await client.read_head()
+
+
+async def test_the_next_call_with_the_same_head_is_that_of_the_new_rules(running: Running, services: Services) -> None:
+    noted = []
+    running.relay.noteworthy = lambda exchange, status, *_: noted.append((exchange.policy, status))
+    old = cast("cast", 1)
+    new = replace(cast("cast", 2), log=LogLines(status_min=200))  # of the same name, and for the same status
+    client = await running.connect()
+    for number, policy in enumerate((old, old, new, old)):
+        running.relay.use(rules(str(number), policy))
+        await client.send(CALL)
+        (await services.lookups.get())(Account("a"))
+        ask = await services.asks.get()
+        ask.done(hold(ask, str(number) * 32))
+        assert b"200 OK" in await client.read_head()
+        await client.read(2)
+    assert [event.cost_microcents for event in services.events] == [1_000_000, 1_000_000, 2_000_000, 1_000_000]
+    assert noted == [(new, 200)]
+
+
+async def test_the_next_body_with_the_same_head_has_the_limit_of_the_new_rules(
+    running: Running, services: Services
+) -> None:
+    call = CALL.replace(b"Content-Length: 0", b"Content-Length: 3") + b"abc"
+    client = await running.connect()
+    for number, (bytes_max, status) in enumerate(((None, b" 200 "), (3, b" 200 "), (2, b" 413 "))):
+        running.relay.use(rules(str(number), replace(cast("cast", 1), body_bytes_max=bytes_max)))
+        await client.send(call)
+        if status == b" 200 ":
+            (await services.lookups.get())(Account("a"))
+            (await services.asks.get()).done(PASS)
+        assert status in await client.read_head()
+        await client.read(2)
+
+
+async def test_a_key_that_only_the_old_rules_ask_for_is_none(running: Running, services: Services) -> None:
+    old = replace(cast("cast", 1), idempotency=Idempotency(header="idempotency-key", life_ms=1000))
+    running.relay.use(rules("old", old))
+    client = await running.connect()
+    await client.send(CALL.replace(b"Host", b"Idempotency-Key: seven\r\nHost"))
+    (await services.lookups.get())(Account("a"))
+    before = await services.asks.get()
+    running.relay.use(rules("new", cast("cast", 1)))
+    before.done(PASS)
+    after = await services.asks.get()
+    after.done(PASS)
+    assert b"200 OK" in await client.read_head()
+    assert (before.key != "", after.key) == (True, "")
+    assert [event.terms for event in services.events] == [None]
+
+
+async def test_more_than_may_wait_stops_the_reading_however_well_its_head_is_known(
+    running: Running, services: Services
+) -> None:
+    running.limit(buffered_bytes_max=1000)
+    running.relay.use(rules("one", cast("cast", 1)))
+    call = CALL.replace(b"Content-Length: 0", b"Content-Length: 5000") + bytes(5000)
+    client = await running.connect()
+    for _ in range(3):
+        await client.send(call)
+        identified = await services.lookups.get()
+        await asyncio.sleep(0)
+        assert [connection.reading_paused for connection in running.relay._connections] == [True]
+        identified(Account("a"))
+        (await services.asks.get()).done(PASS)
+        assert b"200 OK" in await client.read_head()
+        await client.read(2)
 
 
 async def test_a_cheap_call_does_not_become_another_by_an_override(running: Running, services: Services) -> None:

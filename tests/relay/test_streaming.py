@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import resource
 
+from gateway.relay.client import BUSY, CLOSED, LINGERING
 from gateway.tasks import Tasks
-from tests.relay.conftest import Running
+from tests.relay.conftest import Running, answering, until
 
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
@@ -91,6 +92,23 @@ async def test_a_slow_reader_makes_the_upstream_wait(running: Running) -> None:
     # What the kernel's socket buffers on the way hold, and not much more.
     assert sent_bytes < 48 * _MIB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 32 * 1024
+
+
+async def test_who_takes_none_of_many_answers_has_the_time_of_one_that_is_under_way(running: Running) -> None:
+    running.limit(idle_timeout_s=100)
+    # Each answer comes in one piece; all are more than the kernel's socket buffers take.
+    running.upstream.answer = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 120000\r\n\r\n" + bytes(120_000))
+    client = await running.connect()
+    await client.send(GET * 64)
+    connection = next(iter(running.relay._connections))
+    await until(lambda: connection.exchange is None and not connection.writable)
+    assert connection.requests
+    running.pass_time(50)
+    assert connection.phase == BUSY
+    running.pass_time(60)
+    assert (connection.phase, running.relay.in_flight) == (LINGERING, 0)
+    running.pass_time(110)
+    await until(lambda: connection.phase == CLOSED)
 
 
 async def test_a_slow_upstream_makes_the_client_wait(running: Running) -> None:
