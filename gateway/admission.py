@@ -77,6 +77,8 @@ ASKS_MAX = 20_000
 SHAPES_MAX = 10_000
 
 _log = structlog.get_logger()
+# Makes a named tuple of all its fields, in half of the time that calling its class takes.
+_hold_of = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
