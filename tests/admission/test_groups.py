@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from gateway.admission_batch import GROUP_MAX, Ask
-from gateway.admission_restore import group_rows
+from gateway.admission_restore import group_row
 from gateway.admission_settle import Settled
 from gateway.policy.rules import Cost, Policy
 from gateway.policy.verdicts import BudgetExceeded, Hold
@@ -231,7 +231,8 @@ def test_any_history_of_groups_holds_what_is_open(script: Script) -> None:
             asks = list(self.open.values())
             alone = [ask for ask in asks if ask.group is None]
             rows = [[ask.hold_id, self.account, ask.hold_microcents, NOW_MS, "cast", []] for ask in alone]
-            groups = [[row[0], self.account, *row[2:]] for row in group_rows(asks)]
+            grouped = {ask.group for ask in asks if ask.group is not None}
+            groups = [[row[0], self.account, *row[2:]] for row in (group_row(group, asks) for group in grouped)]
             text = json.dumps([1, generation, rows, groups])
             script.redis.eval(RESTORE.source.decode(), 2, WORKERS, script.book, text, NOW_MS)
             settled = Settled()
