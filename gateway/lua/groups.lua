@@ -16,14 +16,17 @@ function groups.unpacked(text)
   return amount, admitted, account_id, policy, mask, string.sub(text, ids_place)
 end
 
--- How many calls a mask is of.
+-- How many calls a mask is of: the sum of its bits, two, four and eight at a time.
 function groups.count(mask)
-  local count = 0
-  while mask > 0 do
-    count = count + mask % 2
-    mask = math.floor(mask / 2)
-  end
-  return count
+  mask = mask - bit.band(bit.rshift(mask, 1), 0x55555555)
+  mask = bit.band(mask, 0x33333333) + bit.band(bit.rshift(mask, 2), 0x33333333)
+  return bit.band(mask + bit.rshift(mask, 4), 0x0f0f0f0f) % 255
+end
+
+-- How many calls of a group still hold.
+function groups.size(text)
+  local _, _, _, _, _, place = struct.unpack(HOLD, text)
+  return groups.count((struct.unpack(MASK, text, place)))
 end
 
 -- The ids of the calls that still hold.
