@@ -25,7 +25,7 @@ for i, row in ipairs(groups) do
   if row[2] ~= '' then want(prefix .. 'a:' .. row[2]) end
 end
 book_read(own, ids)
-if groups[1] then redis.call('DEL', use('groups').members_key(worker)) end  -- it may have more groups now
+if groups[1] then redis.call('DEL', use('members').key_of(worker)) end  -- it may have more groups now
 for _, row in ipairs(groups) do
   local name, account_id, amount, mask, ids_text = row[1], row[2], row[3], row[6], row[7]
   local known, before = use('groups'), 0

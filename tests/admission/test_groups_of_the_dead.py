@@ -15,7 +15,7 @@ from tests.admission.script import PREFIX, WORKERS, Script, asks_of
 from tests.admission.test_script import NOW_MS, call, seeded, total
 from tests.redis_accounts import holds_in
 
-GROUPS = 300  # a large book, see READ_MAX in lua/groups.lua
+GROUPS = 300  # a large book, see READ_MAX in lua/members.lua
 BOOK = f"{PREFIX}h:dead"
 MEMBERS = f"{PREFIX}members:dead"
 LATE_MS = NOW_MS + 60_000
