@@ -135,6 +135,7 @@ class Admission:
                 unanswered=self._unanswered,
                 holds=self._holds_in,
                 has_holds=self._open.__len__,
+                is_open=self._open.__contains__,
                 fleet=fleet,
                 quiesce=self._quiesce,
                 left=self._left,

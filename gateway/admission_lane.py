@@ -66,9 +66,10 @@ _NOT_ASKED: tuple[list[Ask], Settled] = ([], Settled())
 class Lane:
     """One partition of one worker. ``answered`` hears each reply of the script; ``unanswered`` the asks without one.
 
-    ``holds`` gives this worker's open holds in this partition, ``has_holds`` whether there are any in all. What
-    ``quiesce`` returns is done when no ask that came before is being decided elsewhere any more. ``left`` hears why
-    asks cannot be taken any more, ``served`` that they can, and whether Redis has lost what it knew since it last did.
+    ``holds`` gives this worker's open holds in this partition, ``has_holds`` whether there are any in all, ``is_open``
+    whether one is, by its id. What ``quiesce`` returns is done when no ask that came before is being decided elsewhere
+    any more. ``left`` hears why asks cannot be taken any more, ``served`` that they can, and whether Redis has lost
+    what it knew since it last did.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Lane:
         unanswered: Callable[[list[Ask], bool], None],
         holds: Callable[["Lane"], list[Ask]],
         has_holds: Callable[[], object],
+        is_open: Callable[[str], bool],
         fleet: Fleet,
         quiesce: Callable[[], "asyncio.Future[None] | None"],
         left: Callable[[str], None],
@@ -151,6 +153,7 @@ class Lane:
             self._prefix,
             worker_id,
             holds=lambda: holds(self),
+            is_open=is_open,
             fleet=fleet,
             clock_ms=test_clock_ms,
             guards=guards,

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
 
 # Entries of a book taken up at once, of up to GROUP_MAX holds each: a worker that dies may leave thousands, and the
-# ledger's queue is bounded.
+# ledger's queue is bounded. And rows of Postgres, of one hold each, in one sweep.
 PAGE = 100
+ROWS_PAGE = 500
 CHARGE = "charge"
 VOID = "void"
 
@@ -93,7 +94,7 @@ class Orphans:
         """Take up the holds that dead workers left in Postgres. Returns how many."""
         found = 0
         try:
-            rows = await database.fetch(QUERIES["orphaned_holds"], self._worker_id, self._hold_ttl_s, PAGE)
+            rows = await database.fetch(QUERIES["orphaned_holds"], self._worker_id, self._hold_ttl_s, ROWS_PAGE)
             voided = [row["id"] for row in rows if self._on_orphan(row["policy"]) == VOID]
             if voided:
                 await database.execute(QUERIES["forget_holds"], voided)

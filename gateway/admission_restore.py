@@ -38,8 +38,9 @@ HANDOVER_MS = 100
 # New calls wait so long at stage 2 for a worker that does not come.
 HANDOVER_MAX_S = 0.25
 POLL_S = 0.02
-# Holds put in place by one script call, some 3 ms of Redis' time.
+# Holds, or groups of up to 30 of them, put in place by one script call: some 3 ms of Redis' time.
 PAGE = 1000
+GROUPS_PAGE = 400
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 _log = structlog.get_logger()
@@ -70,11 +71,12 @@ class Membership:
         worker_id: str,
         *,
         holds: Callable[[], Sequence["Ask"]],
+        is_open: Callable[[str], bool],
         fleet: Fleet,
         clock_ms: Callable[[], int] | None,
         guards: Sequence[str] = (),
     ) -> None:
-        """``guards``: see ``Topology.guard_keys``."""
+        """``is_open``: whether the hold of that id is not settled. ``guards``: see ``Topology.guard_keys``."""
         self.generation = ""
         self.epoch = 0
         self.seq_known = 0  # the highest call number known to be written in our book
@@ -86,6 +88,7 @@ class Membership:
         self._guards = guards
         self._worker_id = worker_id
         self._holds = holds
+        self._is_open = is_open
         self._fleet = fleet
         self._clock_ms = clock_ms
 
@@ -106,13 +109,28 @@ class Membership:
         return Joined(is_whole=reply[2] == 1, opens_ms=reply[1], why=reply[3].decode())
 
     async def put(self, link: RedisLink, asks: Sequence["Ask"]) -> None:
-        """Put these holds in place. Raises RedisLostError."""
-        rows = [ask.held_row() for ask in asks if ask.group is None]
-        for begin in range(0, len(rows), PAGE):
-            await self._put_rows(link, rows[begin : begin + PAGE], [])
-        groups = group_rows(asks)
-        for begin in range(0, len(groups), PAGE):
-            await self._put_rows(link, [], groups[begin : begin + PAGE])
+        """Put these holds in place, each as it is when its page is sent: what happens to it later is told behind that.
+
+        Raises RedisLostError.
+        """
+        alone: list[Ask] = []
+        of_groups: dict[Group, list[Ask]] = {}
+        for ask in asks:
+            if ask.group is None:
+                alone.append(ask)
+            else:
+                of_groups.setdefault(ask.group, []).append(ask)
+        groups = list(of_groups.items())
+        for begin in range(0, len(groups), GROUPS_PAGE):
+            page = groups[begin : begin + GROUPS_PAGE]
+            # What has left its group by now goes alone; what leaves it later is taken out of it.
+            alone += [ask for _, members in page for ask in members if ask.group is None]
+            await self._put_rows(link, [], [group_row(group, self._still_open(members)) for group, members in page])
+        for begin in range(0, len(alone), PAGE):
+            await self._put_rows(link, [ask.held_row() for ask in self._still_open(alone[begin : begin + PAGE])], [])
+
+    def _still_open(self, asks: Sequence["Ask"]) -> list["Ask"]:
+        return [ask for ask in asks if self._is_open(ask.hold_id)]
 
     async def _put_rows(self, link: RedisLink, rows: list[list[object]], groups: list[list[object]]) -> None:
         text = _json([self.epoch, self.generation, rows, groups])
@@ -121,15 +139,18 @@ class Membership:
 
     async def foreign(self, link: RedisLink) -> list[str]:
         """Holds in our book that are none of ours: brought back by an old snapshot. Raises RedisLostError."""
-        own = {ask.hold_id if ask.group is None else ask.group.name for ask in self._holds()}
         found: list[str] = []
         cursor: bytes | str = "0"
         while True:
             cursor, fields = await link.call("HSCAN", self._book, cursor, "COUNT", PAGE)
-            ids = (field.decode() for field in fields[::2])
-            found += [hold_id for hold_id in ids if hold_id not in own and hold_id not in ("epoch", "seq")]
+            found += [field.decode() for field in fields[::2]]
             if cursor == b"0":
-                return found
+                break
+        # As it is now: of a group that ended meanwhile, there may be calls that had ended before.
+        own = {"epoch", "seq"}
+        for ask in self._holds():
+            own.add(ask.hold_id if ask.group is None else ask.group.name)
+        return [name for name in found if name not in own]
 
     async def stand(self, link: RedisLink, stage: int, living: Sequence[str]) -> tuple[int, int]:
         """Say how far this worker is; hear how many ms it may yet take, and how far all are. Raises RedisLostError."""
@@ -193,17 +214,13 @@ class Membership:
             await asyncio.sleep(min(POLL_S, (now_left_ms - left_ms) / 1000))
 
 
-def group_rows(asks: Sequence["Ask"]) -> list[list[object]]:
-    """The groups of these calls as ``lua/restore.lua`` wants them."""
-    masks: dict[Group, int] = {}
-    of_group: dict[Group, Ask] = {}
+def group_row(group: "Group", asks: Sequence["Ask"]) -> list[object]:
+    """The group as ``lua/restore.lua`` wants it; those of ``asks`` that are in it still hold, perhaps none."""
+    mask = 0
+    row: list[object] = [group.name, "", 0, 0, ""]
     for ask in asks:
-        if ask.group is not None:
-            masks[ask.group] = masks.get(ask.group, 0) | ask.place
-            of_group[ask.group] = ask
-    rows: list[list[object]] = []
-    for group, mask in masks.items():
-        ask = of_group[group]
-        account = "" if ask.account is None else ask.account.account_id
-        rows.append([group.name, account, ask.hold_microcents, ask.admitted_ms, ask.policy.name, mask, group.ids])
-    return rows
+        if ask.group is group:
+            mask |= ask.place
+            account = "" if ask.account is None else ask.account.account_id
+            row = [group.name, account, ask.hold_microcents, ask.admitted_ms, ask.policy.name]
+    return [*row, mask, group.ids]

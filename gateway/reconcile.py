@@ -34,7 +34,7 @@ from gateway.redis_tell import Teller
 PAGE = 500
 # Workers tell Redis of a commit within some ms; one that is busy or stopped for a moment does it by then.
 SETTLE_S = 2.0
-# Redis serves nobody else while these are looked through: 10 ms.
+# Entries, of a call or a group of calls; Redis serves nobody else while these are looked through: 10 to 15 ms.
 HOLDS_MAX = 5000
 # No call takes so long.
 OLD_HOLD_MS = 60_000

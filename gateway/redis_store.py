@@ -71,16 +71,16 @@ def _without_constants(name: str, constants: dict[bytes, bytes]) -> bytes:
 LIMIT_PARTS = tuple(f"limits_{algorithm}" for algorithm in ALGORITHMS)
 ADMIT = read_script(
     *("input", "fence", "parts", "reads", "accounts", "holds", "books", "limits", "admit"),
-    parts=("settle", "decide", "groups", "tiers", "rolled", *LIMIT_PARTS),
+    parts=("settle", "decide", "groups", "members", "tiers", "rolled", *LIMIT_PARTS),
 )
 RESTORE = read_script(
     *("parts", "input", "reads", "accounts", "holds", "books", "restore"),
-    parts=("groups", "tiers", "limits_concurrency"),
+    parts=("groups", "members", "tiers", "limits_concurrency"),
 )
 JOIN = read_script("join")
 OPENS = read_script("opens")
 FACTS = read_script("parts", "partition", "reads", "accounts", "facts", parts=("tiers",))
-ORPHANS = read_script("parts", "partition", "holds", "orphans", parts=("groups",))
+ORPHANS = read_script("parts", "partition", "holds", "orphans", parts=("groups", "members"))
 DRIFT = read_script("parts", "partition", "reads", "accounts", "holds", "drift", parts=("groups", "tiers"))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.config.settings_stores import Redis
 
 HOLDS_MAX = 50  # that are listed, the oldest first
-# Redis serves nobody else while these are looked through: 10 ms.
+# Entries, of a call or a group of calls; Redis serves nobody else while these are looked through: 10 to 20 ms.
 LOOKED_THROUGH_MAX = 5000
 _ACCOUNT_HOLDS = read_script("parts", "partition", "holds", "account_holds", parts=("groups",))
 

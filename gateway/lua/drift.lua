@@ -1,10 +1,10 @@
 -- What is known here of accounts, all of one moment: for castgate reconcile and the drift metrics.
--- KEYS[1] cg:{p}:workers   ARGV[1] how many holds are looked through at most   ARGV[2] holds older than this many ms are listed
+-- KEYS[1] cg:{p}:workers   ARGV[1] how many entries (holds, groups) are looked through at most   ARGV[2] holds older than this many ms are listed
 -- ARGV[3] JSON: [account id, …]   ARGV[4] JSON: [account id, …] whose `held` is set to what their holds come to
--- Reply: [holds looked through, or -1 where there are too many, [account, …], [worker id, hold id, account id, amount, …]]
+-- Reply: [entries looked through, or -1 where there are too many, [account, …], [worker id, hold id, account id, amount, …]]
 --   account: [held, sum of its holds, [kind, start_ms, used, rolled (1 or 0), …]]; all of it empty where the account is not known here. A free tier's
 --            newest window is shown as other windows are, in units
--- Redis serves nobody else meanwhile: some 2 µs a hold.
+-- Redis serves nobody else meanwhile: some 2 µs an entry.
 local OLD_MAX = 1000
 local TERMS_KIND, TERMS_START, TERMS_UNITS = 1, 2, 4
 local TIER_START, TIER_USED, TIER_HELD, TIER_RESERVE = 1, 2, 3, 7
@@ -32,7 +32,7 @@ local function tiers_hold(id, account)
   return reserve
 end
 
-local sums, old = {}, {}
+local sums, old, old_ms = {}, {}, tonumber(ARGV[2])
 local is_known = count <= tonumber(ARGV[1])
 if is_known then
   for _, book in ipairs(books) do
@@ -41,22 +41,24 @@ if is_known then
       local hold_id = fields[i]
       if hold_id ~= 'epoch' and hold_id ~= 'seq' and string.byte(fields[i + 1]) <= GROUPED then
         local amount, admitted, id, _, _, terms = hold_unpacked(fields[i + 1])
-        local members = {hold_id}
-        if string.byte(fields[i + 1]) == GROUPED then
-          local groups = use('groups')
-          local _, _, _, _, mask, ids = groups.unpacked(fields[i + 1])
-          members = groups.members(mask, ids)
-        end
+        local is_group = string.byte(fields[i + 1]) == GROUPED
+        local number = is_group and use('groups').size(fields[i + 1]) or 1
         if terms and terms[TERMS_KIND] then
           local of_account = units[id] or {}
           local tier = terms[TERMS_KIND] .. ' ' .. string.format('%.0f', terms[TERMS_START])
           units[id] = of_account
           of_account[tier] = (of_account[tier] or 0) + terms[TERMS_UNITS]
         else
-          sums[id] = (sums[id] or 0) + amount * #members
+          sums[id] = (sums[id] or 0) + amount * number
         end
-        for _, member in ipairs(members) do
-          if now - admitted > tonumber(ARGV[2]) and #old < 4 * OLD_MAX then
+        if now - admitted > old_ms and #old < 4 * OLD_MAX then
+          local members = {hold_id}
+          if is_group then
+            local groups = use('groups')
+            local _, _, _, _, mask, ids = groups.unpacked(fields[i + 1])
+            members = groups.members(mask, ids)
+          end
+          for _, member in ipairs(members) do
             for _, part in ipairs({book[1], member, id, amount}) do old[#old + 1] = part end
           end
         end

@@ -1,7 +1,7 @@
 -- Like calls that one batch admits together are one entry of a book: what they share is written once, and ended once for all that
 -- end together. Its name is 'g' and the id of the first; behind HOLD come the mask of the calls that still hold (bit i: the call
 -- at i, from 0) and the ids of all, with commas between them. Only calls without slots and terms, and so few that a mask of them is exact
--- in the 32 bits of `bit` (GROUP_MAX in gateway/admission_batch.py). A hold that is asked for by its id leaves its group first (take_out).
+-- in the 32 bits of `bit` (GROUP_MAX in gateway/admission_batch.py). A hold that is asked for by its id leaves its group first (members.lua).
 local MASK = '<I'
 
 local groups = {}
@@ -16,14 +16,17 @@ function groups.unpacked(text)
   return amount, admitted, account_id, policy, mask, string.sub(text, ids_place)
 end
 
--- How many calls a mask is of.
+-- How many calls a mask is of: the sum of its bits, two, four and eight at a time.
 function groups.count(mask)
-  local count = 0
-  while mask > 0 do
-    count = count + mask % 2
-    mask = math.floor(mask / 2)
-  end
-  return count
+  mask = mask - bit.band(bit.rshift(mask, 1), 0x55555555)
+  mask = bit.band(mask, 0x33333333) + bit.band(bit.rshift(mask, 2), 0x33333333)
+  return bit.band(mask + bit.rshift(mask, 4), 0x0f0f0f0f) % 255
+end
+
+-- How many calls of a group still hold.
+function groups.size(text)
+  local _, _, _, _, _, place = struct.unpack(HOLD, text)
+  return groups.count((struct.unpack(MASK, text, place)))
 end
 
 -- The ids of the calls that still hold.
@@ -34,34 +37,6 @@ function groups.members(mask, ids)
     mask = math.floor(mask / 2)
   end
   return found
-end
-
--- Holds of the book's groups that are wanted by their ids become entries of their own. Reads the whole book: seldom.
-function groups.take_out(book, wanted)
-  local fields = redis.call('HGETALL', book.key)
-  for i = 1, #fields, 2 do
-    local name, text = fields[i], fields[i + 1]
-    if book.texts[name] ~= nil then text = book.texts[name] end  -- changed by this batch already
-    if name ~= 'epoch' and name ~= 'seq' and text and string.byte(text) == GROUPED then
-      local amount, admitted, account_id, policy, mask, ids = groups.unpacked(text)
-      local left, bit_value = mask, 1
-      for id in string.gmatch(ids, '[^,]+') do
-        if wanted[id] and bit.band(mask, bit_value) ~= 0 then
-          left = left - bit_value
-          book.texts[id] = hold_packed(amount, admitted, account_id, policy)
-          book.changed[#book.changed + 1] = id
-        end
-        bit_value = bit_value * 2
-      end
-      if left == 0 then
-        book.texts[name] = false
-        book.gone[#book.gone + 1] = name
-      elseif left ~= mask then
-        book.texts[name] = groups.packed(amount, admitted, account_id, policy, left, ids)
-        book.changed[#book.changed + 1] = name
-      end
-    end
-  end
 end
 
 return groups

@@ -27,6 +27,7 @@ if not score or score > silent_since then return {'0'} end
 local page = redis.call('HSCAN', book, ARGV[3], 'COUNT', ARGV[4])
 local reply = {page[1]}
 local fields = page[2]
+local is_large = use('members').is_large(book)
 for i = 1, #fields, 2 do
   local id = fields[i]
   if id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) > GROUPED then
@@ -35,6 +36,7 @@ for i = 1, #fields, 2 do
   elseif id ~= 'epoch' and id ~= 'seq' and string.byte(fields[i + 1]) == GROUPED then
     local groups = use('groups')
     local amount, admitted, account_id, policy, mask, ids = groups.unpacked(fields[i + 1])
+    if is_large then use('members').know(ARGV[2], id, fields[i + 1]) end  -- its holds are about to be asked for by their ids
     for _, member in ipairs(groups.members(mask, ids)) do
       for _, part in ipairs({member, account_id, amount, admitted, policy, ''}) do reply[#reply + 1] = part end
     end
@@ -49,8 +51,9 @@ for i = 1, #fields, 2 do
     end
   end
 end
+if is_large and page[1] == '0' then use('members').know_all(ARGV[2], redis.call('HGET', book, 'seq') or '') end
 if #reply == 1 and page[1] == '0' and ARGV[3] == '0' then
-  redis.call('DEL', book)
+  redis.call('DEL', book, use('members').key_of(ARGV[2]))
   redis.call('ZREM', KEYS[1], ARGV[2])
   -- Should it wake after all, it finds its book gone for this reason and not because Redis lost data (join.lua).
   redis.call('SET', prefix .. 'swept:' .. ARGV[2], 1, 'PX', 86400000)

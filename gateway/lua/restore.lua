@@ -1,7 +1,8 @@
 -- A worker puts its own holds in place, as it knows them: those that are missing are added, amounts and slots corrected.
 -- May be repeated; holds that are here and not named stay.
 -- ARGV[1] JSON: [epoch, generation, [[hold id, account id or "", amount, admitted_ms, policy name, [slot key, …],
--- terms or absent, price of the tier as num, den], …], [[group's name, account id or "", amount, admitted_ms, policy name, mask, ids], …]]
+-- terms or absent, price of the tier as num, den], …], [[group's name, account id or "", amount, admitted_ms, policy name,
+-- mask, ids], …]]; a mask of 0: none of its calls still holds, and the rest of the row is blank
 local TERMS_KIND, TERMS_START, TERMS_UNITS, TERMS_LIMIT = 1, 2, 4, 5
 local TIER_LIMIT = 4
 local epoch, generation, rows, groups = input[1], input[2], input[3], input[4]
@@ -24,17 +25,24 @@ for i, row in ipairs(groups) do
   if row[2] ~= '' then want(prefix .. 'a:' .. row[2]) end
 end
 book_read(own, ids)
+if groups[1] then redis.call('DEL', use('members').key_of(worker)) end  -- it may have more groups now
 for _, row in ipairs(groups) do
   local name, account_id, amount, mask, ids_text = row[1], row[2], row[3], row[6], row[7]
   local known, before = use('groups'), 0
-  if own.texts[name] then
-    local _, _, _, _, present = known.unpacked(own.texts[name])
-    before = known.count(present)
+  local present = own.texts[name]
+  if present then
+    local amount_before, _, account_before, _, mask_before = known.unpacked(present)
+    account_id, before = account_before, amount_before * known.count(mask_before)
   end
-  local difference = amount * (known.count(mask) - before)
+  local difference = amount * known.count(mask) - before
   if account_id ~= '' and difference ~= 0 then account_hold(account_of(account_id), difference) end
-  own.texts[name] = known.packed(amount, row[4], account_id, row[5], mask, ids_text)
-  own.changed[#own.changed + 1] = name
+  if mask > 0 then
+    own.texts[name] = known.packed(amount, row[4], account_id, row[5], mask, ids_text)
+    own.changed[#own.changed + 1] = name
+  elseif present then
+    own.texts[name] = false
+    own.gone[#own.gone + 1] = name
+  end
 end
 for _, row in ipairs(rows) do
   local id, account_id, amount, slots, terms = row[1], row[2], row[3], row[6], row[7]

@@ -45,7 +45,7 @@ local function read_alone(book, ids)
       missing[id] = true
     end
   end
-  if missing then use('groups').take_out(book, missing) end
+  if missing then use('members').take_out(book, missing) end
 end
 
 -- What is read is read together.

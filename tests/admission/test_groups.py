@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from gateway.admission_batch import GROUP_MAX, Ask
-from gateway.admission_restore import group_rows
+from gateway.admission_restore import group_row
 from gateway.admission_settle import Settled
+from gateway.console.holds import _ACCOUNT_HOLDS
 from gateway.policy.rules import Cost, Policy
 from gateway.policy.verdicts import BudgetExceeded, Hold
 from gateway.redis_store import DRIFT, RESTORE
@@ -161,6 +162,37 @@ def test_what_holds_come_to_counts_each_call_of_a_group(script: Script) -> None:
     assert sorted(old[at : at + 4] for at in range(0, len(old), 4)) == [["w1", ask.hold_id, "a", 7] for ask in asks[1:]]
 
 
+@pytest.mark.parametrize("list_max", [1, 4, 5, 9, 50])
+def test_the_oldest_calls_are_listed_also_where_they_are_in_groups(script: Script, list_max: int) -> None:
+    held = []
+    for at, numbers in ((0, [4]), (1, [1, 3, 2]), (2, [5])):
+        for number in numbers:
+            asks = asks_of(like_calls(number, amount=10 + at))
+            script.reply_to(asks, now=NOW_MS + at)
+            gone = asks[1:2]
+            if gone:
+                script([], over(gone), now=NOW_MS + at)
+            held += [[ask.hold_id, 10 + at, NOW_MS + at, "cast", "w1"] for ask in asks if ask not in gone]
+    script.redis.zadd(WORKERS, {"w1": NOW_MS})
+    found = script.redis.eval(_ACCOUNT_HOLDS.source, 1, WORKERS, "a", 1000, list_max)
+    assert found[1:] == [11, 122, sorted(held, key=lambda hold: (hold[2], hold[0]))[:list_max]]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("source", [_ACCOUNT_HOLDS.source, DRIFT.source], ids=["holds of an account", "drift"])
+def test_who_looks_through_groups_makes_nothing_of_each_of_their_calls(script: Script, source: bytes) -> None:
+    """Else 5,000 entries, which is how many are looked through, kept Redis for longer than its time-out."""
+    for at in range(60):
+        script.reply_to(asks_of(like_calls(GROUP_MAX, 60 * GROUP_MAX)), now=NOW_MS + at)
+    script.redis.zadd(WORKERS, {"w1": NOW_MS})
+    before, last, end = source.rpartition(b"return {")
+    measured = b"collectgarbage('stop') local kib_before = collectgarbage('count')\n" + before
+    measured += b"local kib = collectgarbage('count') - kib_before collectgarbage('restart') "
+    measured += b"do return math.floor(kib * 1024) end\n" + last + end
+    arguments = ("a", 5000, 50) if source is _ACCOUNT_HOLDS.source else (5000, 10**15, '["a"]', "[]")
+    taken: int = script.redis.eval(measured, 1, WORKERS, *arguments)  # type: ignore[assignment]
+    assert taken < 60 * GROUP_MAX * 100  # bytes
+
+
 def test_any_history_of_groups_holds_what_is_open(script: Script) -> None:
     class History(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -231,7 +263,8 @@ def test_any_history_of_groups_holds_what_is_open(script: Script) -> None:
             asks = list(self.open.values())
             alone = [ask for ask in asks if ask.group is None]
             rows = [[ask.hold_id, self.account, ask.hold_microcents, NOW_MS, "cast", []] for ask in alone]
-            groups = [[row[0], self.account, *row[2:]] for row in group_rows(asks)]
+            grouped = {ask.group for ask in asks if ask.group is not None}
+            groups = [[row[0], self.account, *row[2:]] for row in (group_row(group, asks) for group in grouped)]
             text = json.dumps([1, generation, rows, groups])
             script.redis.eval(RESTORE.source.decode(), 2, WORKERS, script.book, text, NOW_MS)
             settled = Settled()

@@ -69,6 +69,37 @@ async def test_holds_of_a_dead_worker_are_charged_once_whoever_sweeps(
     assert one.metrics.counter("castgate_holds_settled_total", how="expired").value == 3
 
 
+async def test_calls_of_a_dead_workers_groups_are_charged_once_each_but_not_those_that_ended(
+    start_worker: StartWorker, tables: Tables, clock: Clock, script: Script
+) -> None:
+    tables.put("a", monthly(64))
+    dead = await start_worker("dead", test_clock_ms=clock)
+    await dead.ask("a", policy(cents=0))  # seeded
+    holds = [hold for hold in await dead.ask_many("a", 64) if isinstance(hold, Hold)]
+    assert len(holds) == 64
+    for hold in holds[::3]:
+        dead.admission.void(hold)
+    await dead.settled()
+    for lane in dead.admission._lanes:
+        assert lane._beat is not None
+        lane._beat.cancel()
+    clock.now_ms = LATER_MS
+    one, two = await start_worker("one", test_clock_ms=clock), await start_worker("two", test_clock_ms=clock)
+    assert sorted(await asyncio.gather(sweep(one), sweep(two), sweep(one))) == [0, 42, 42]
+    one.events, late = one.events[:20], one.events[20:]
+    one.flush()
+    await one.settled()
+    two.flush()
+    await two.settled()
+    one.events = late
+    one.flush()
+    await one.settled()
+    assert set(tables.events) == {hold.hold_id for place, hold in enumerate(holds) if place % 3}
+    assert tables.used("a") == 42 * CENT
+    assert script.account("a")["h"] == "0"
+    assert [type(verdict) for verdict in await one.ask_many("a", 23)] == [Hold] * 22 + [BudgetExceeded]
+
+
 async def test_its_money_stays_held_until_the_ledger_has_it_but_its_slots_are_free_at_once(
     start_worker: StartWorker, dead: Worker, tables: Tables, clock: Clock
 ) -> None:

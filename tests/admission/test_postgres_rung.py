@@ -195,6 +195,15 @@ async def test_orphans_are_voided_there_where_the_policy_says_so(
     assert await books.used_cents("a") == 0
 
 
+async def test_hundreds_of_orphans_are_taken_up_at_once(start: StartWhole, server: KillableRedis, books: Books) -> None:
+    await books.budget("a", 1000)
+    one, dead = await start("one"), await start("dead")
+    server.kill()
+    assert kinds(await dead.ask_many("a", 400)) == {Hold: 400}
+    await books.silence("dead")
+    assert await one.admission.orphans.sweep_postgres(one.database) == 400
+
+
 async def test_the_state_of_budgets_is_told_while_redis_is_away(
     start: StartWhole, server: KillableRedis, books: Books
 ) -> None:
