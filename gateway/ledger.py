@@ -40,7 +40,9 @@ import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
-from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, full_columns_of, terms_of
+from gateway.ledger_pieces import Turns
+from gateway.usage_columns import columns_of, full_columns_of
+from gateway.usage_events import UsageEvent, WindowUsage, event_id
 
 if TYPE_CHECKING:
     from gateway.config.settings_stores import Ledger as LedgerSettings
@@ -60,7 +62,7 @@ _LATE_CASTS_PAUSE_S = 1.0
 # By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait
 # until there are enough, for so many intervals at most (docs/decisions/0059).
 _BUSY_EVENTS = 64
-_ENOUGH_EVENTS = 400
+_ENOUGH_EVENTS = 1500
 _BUSY_INTERVALS = 3
 # Dropped events logged one by one; the rest of a batch is summed up.
 _LOGGED_MAX = 100
@@ -107,11 +109,13 @@ class Ledger:
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
         self._batch_max = settings.batch_max
+        self._enough = min(_ENOUGH_EVENTS, settings.batch_max)
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
         self._spill = spill or _no_spill
         self._at_bound = settings.spool.at_bound
         self._queue: deque[UsageEvent] = deque()
+        self._turns = Turns(self._queue.__len__)
         # Taken out of the queue to be written: one batch, or the pieces of one with bad rows, the first one last.
         self._pieces: list[Sequence[UsageEvent]] = []
         self._late_casts: list[tuple[str, int]] = []
@@ -152,7 +156,7 @@ class Ledger:
         length = len(queue)
         if self._task is None:
             self._task = self._tasks.start("ledger.write", self._write())
-        elif length == 1 or length == self._batch_max:  # noqa: PLR1714  a tuple would be made for every call
+        elif length == 1 or length == self._enough:  # noqa: PLR1714  a tuple would be made for every call
             self._wake.set()
 
     @property
@@ -190,7 +194,7 @@ class Ledger:
                     raise
                 pieces += self._isolated(piece, str(error))
             else:
-                self._committed(piece, row, 0)
+                await self._committed(piece, row, 0)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
@@ -214,7 +218,7 @@ class Ledger:
         try:
             while self._queue or (self._late_casts and not self._closing):
                 await self._gather()
-                self._pieces = [[self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]]
+                self._pieces = [self._taken()]
                 self._last_write = asyncio.get_running_loop().time()
                 self._length.set(len(self))
                 while self._pieces:
@@ -225,6 +229,14 @@ class Ledger:
             while self._pieces:
                 self._queue.extendleft(reversed(self._pieces.pop(0)))
             self._task = None
+
+    def _taken(self) -> list[UsageEvent]:
+        queue = self._queue
+        if len(queue) > self._batch_max:
+            return [queue.popleft() for _ in range(self._batch_max)]
+        events = list(queue)
+        queue.clear()
+        return events
 
     async def _gather(self) -> None:
         """Wait until a batch is full, or the interval since the last one began is over; or more, for more events."""
@@ -273,7 +285,7 @@ class Ledger:
             self._report("", "")
             self._spilling = False
             self._pieces.pop()
-            self._committed(events, row, late)
+            await self._committed(events, row, late)
             return
 
     async def _pause(self, pause_s: float) -> None:
@@ -327,35 +339,24 @@ class Ledger:
 
     async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
-        terms = terms_of(events)
-        if terms is not None:
-            query, columns = "record_usage_on_terms", full_columns_of(events)
-        else:
-            query = "record_usage_of_holds" if self.has_holds() else "record_usage"
-            columns = columns_of(events)
+        columns, terms = await self._turns.columns(events)
+        query = "record_usage_on_terms" if terms else "record_usage_of_holds" if self.has_holds() else "record_usage"
         row = await self._database.fetchrow(
-            QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *(terms or ())
+            QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms
         )
         assert row is not None, "a function with OUT parameters gives one row"
         return row
 
-    def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int) -> None:
+    async def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int) -> None:
         self._flushed.add()
         self._written.add(row["recorded"])
         self._duplicate.add(len(events) - row["recorded"])
         self._keep_late_casts(row, late)
         if not events:
             return
-        usages = list(
-            map(
-                WindowUsage,
-                row["usage_accounts"],
-                row["usage_kinds"],
-                row["usage_start_ms"],
-                row["usage_end_ms"],
-                row["usage_microcents"],
-            )
-        )
+        await self._turns.tell(events, row, self._tell_committed)
+
+    def _tell_committed(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         try:
             self.on_committed(events, usages)
         except Exception:  # noqa: BLE001  the events are safe; whoever listens must not stop the next ones
