@@ -109,7 +109,7 @@ class Ledger:
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
         self._batch_max = settings.batch_max
-        self._enough = min(_ENOUGH_EVENTS, settings.batch_max)
+        self._nearly_enough = min(_ENOUGH_EVENTS, settings.batch_max) - 1
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
         self._spill = spill or _no_spill
@@ -146,17 +146,17 @@ class Ledger:
 
     def append(self, event: UsageEvent) -> None:
         """Take ``event`` on. Never blocks and never raises."""
-        queue = self._queue
         if self._spilling and self._keep_elsewhere((event,)):
             return
-        if len(queue) >= self._queue_max:
+        queue = self._queue
+        length = len(queue)
+        if length >= self._queue_max:
             self._overflow(event)
             return
         queue.append(event)
-        length = len(queue)
         if self._task is None:
             self._task = self._tasks.start("ledger.write", self._write())
-        elif length == 1 or length == self._enough:  # noqa: PLR1714  a tuple would be made for every call
+        elif length == 0 or length == self._nearly_enough:  # noqa: PLR1714  a tuple would be made for every call
             self._wake.set()
 
     @property
@@ -341,9 +341,7 @@ class Ledger:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         columns, terms = await self._turns.columns(events)
         query = "record_usage_on_terms" if terms else "record_usage_of_holds" if self.has_holds() else "record_usage"
-        row = await self._database.fetchrow(
-            QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms
-        )
+        row = await self._database.fetchrow(QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms)
         assert row is not None, "a function with OUT parameters gives one row"
         return row
 

@@ -116,7 +116,7 @@ def _integers(column: tuple[object, ...]) -> str:
 
 
 def _texts(column: tuple[object, ...]) -> str:
-    """Elements of an array of texts. Nearly all of them are ids, which need nothing but their quotes: joined at once."""
+    """Elements of an array of texts. Nearly all are ids, which need nothing but their quotes: joined at once."""
     if None not in column:
         text = '","'.join(cast("tuple[str, ...]", column))
         if "\\" not in text and text.count('"') == 2 * (len(column) - 1):
