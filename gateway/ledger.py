@@ -194,7 +194,7 @@ class Ledger:
                     raise
                 pieces += self._isolated(piece, str(error))
             else:
-                await self._committed(piece, row, 0)
+                await self._committed(piece, row, 0, are_held=False)  # by whom nobody knows here
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
@@ -285,7 +285,7 @@ class Ledger:
             self._report("", "")
             self._spilling = False
             self._pieces.pop()
-            await self._committed(events, row, late)
+            await self._committed(events, row, late, are_held=True)
             return
 
     async def _pause(self, pause_s: float) -> None:
@@ -345,14 +345,14 @@ class Ledger:
         assert row is not None, "a function with OUT parameters gives one row"
         return row
 
-    async def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int) -> None:
+    async def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int, *, are_held: bool) -> None:
         self._flushed.add()
         self._written.add(row["recorded"])
         self._duplicate.add(len(events) - row["recorded"])
         self._keep_late_casts(row, late)
         if not events:
             return
-        await self._turns.tell(events, row, self._tell_committed)
+        await self._turns.tell(events, row, self._tell_committed, are_held=are_held)
 
     def _tell_committed(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         try:

@@ -6,21 +6,24 @@ other call up for milliseconds; all of these would then go on at once (docs/deci
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from itertools import islice
 from typing import TypeVar
 
 import asyncpg
 
+from gateway.ledger_telling import SumsFirst, SumsThatRise
 from gateway.usage_columns import Columns, by_id, have_terms, term_columns, terms_in
 from gateway.usage_events import UsageEvent, WindowUsage
 
 Row = TypeVar("Row")
+Listener = Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None]
 
 # Some tens of µs of each kind of work.
 PIECE_EVENTS = 128
 # A turn of the loop may bring more events than a piece has: then pieces are so many times as large, and the ledger does
 # not fall behind, however many connections a turn serves.
 CATCH_UP = 4
+# Sums that may be told with each piece: more are told once, and first.
+RISING_SUMS_MAX = 64
 
 
 class Turns:
@@ -58,36 +61,37 @@ class Turns:
         return columns.full(), terms.full()
 
     async def tell(
-        self,
-        events: Sequence[UsageEvent],
-        row: asyncpg.Record,
-        listener: Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None],
+        self, events: Sequence[UsageEvent], row: asyncpg.Record, listener: Listener, *, are_held: bool
     ) -> None:
-        """Tells ``listener`` of ``events``, each once, and of the sums in ``row`` that they are in.
+        """Tells ``listener`` of ``events``, each once, and of the sums in ``row``; all of it also if this is cancelled.
 
-        Sums come before events, so that at no moment a call counts neither as used nor as held. Nothing is left untold
-        if this is cancelled.
+        ``are_held``: Redis holds each of the events, as far as it holds anything.
         """
-        usages = map(
-            WindowUsage,
-            row["usage_accounts"],
-            row["usage_kinds"],
-            row["usage_start_ms"],
-            row["usage_end_ms"],
-            row["usage_microcents"],
+        usages = list(
+            map(
+                WindowUsage,
+                row["usage_accounts"],
+                row["usage_kinds"],
+                row["usage_start_ms"],
+                row["usage_end_ms"],
+                row["usage_microcents"],
+            )
         )
         if len(events) <= PIECE_EVENTS:
-            listener(events, list(usages))
+            listener(events, usages)
             return
-        at, count = 0, PIECE_EVENTS
+        are_new = row["recorded"] == len(events)
+        parts: SumsThatRise | SumsFirst
+        if are_held and are_new and len(usages) <= RISING_SUMS_MAX and not have_terms(events):
+            parts = SumsThatRise(events, usages)
+        else:
+            parts = SumsFirst(events, usages)
+        count = PIECE_EVENTS
         try:
-            while at < len(events):
-                sums = list(islice(usages, count))
-                piece = events[at : at + count - len(sums)]
-                at += len(piece)
-                listener(piece, sums)
-                if at < len(events):
+            while not parts.is_over:
+                listener(*parts.next(count))
+                if not parts.is_over:
                     count = await self.next()
         finally:
-            if at < len(events):
-                listener(events[at:], list(usages))
+            if not parts.is_over:
+                listener(*parts.rest())
