@@ -12,8 +12,8 @@ What can go wrong with a batch, and what follows:
   the first failed write ``spill`` is offered all that waits, and from then on each event as it comes; an empty write
   is tried, with growing pauses, until one succeeds. What ``spill`` does not take waits here and is tried again in the
   same way. Ids make it harmless if a failed attempt was committed after all.
-- A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
-  logged in full and dropped, its neighbours are written.
+- A row that can never be written (``ledger_failures``): the batch is halved until the row is alone; it is logged in
+  full and dropped, its neighbours are written.
 - The queue is full: ``spill`` is offered the newest events; what it does not take stays a hold, or is dropped
   (``at_bound``), and is counted and logged either way. ``refuses`` then asks for no more calls that cost, where that is
   the operator's choice.
@@ -40,6 +40,7 @@ import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
+from gateway.ledger_failures import reason_of
 from gateway.ledger_pieces import Turns
 from gateway.usage_columns import columns_of, full_columns_of
 from gateway.usage_events import UsageEvent, WindowUsage, event_id
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger", "UsageEvent", "WindowUsage", "columns_of", "event_id"]
 
-# SQLSTATE classes of rows that no retry helps: data exception, constraint violation, program limit exceeded.
-_POISON = frozenset({"22", "23", "54"})
-_CHECK_VIOLATION = "23514"
-_CONFLICTS = frozenset({"40P01", "40001", "55P03"})  # deadlock, serialization failure, lock not available
 _PAUSE_MIN_S = 0.05
 _PAUSE_MAX_S = 2.0
 # Casts that were locked by Phase 1 go with the next batch; where there is none, they are tried again after this.
@@ -188,13 +185,13 @@ class Ledger:
         while pieces:
             piece = pieces.pop()
             try:
-                row = await self._record(piece, ())
+                row, _ = await self._record(piece, ())
             except asyncpg.PostgresError as error:
-                if _reason(error) != "poison":
+                if reason_of(error) != "poison":
                     raise
                 pieces += self._isolated(piece, str(error))
             else:
-                await self._committed(piece, row, 0, are_held=False)  # by whom nobody knows here
+                await self._committed(piece, row, 0, are_held=False)  # perhaps, in somebody's book
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
@@ -261,9 +258,9 @@ class Ledger:
             started = time.monotonic()
             late = len(self._late_casts)
             try:
-                row = await self._record(events, self._late_casts)
+                row, is_plain = await self._record(events, self._late_casts)
             except (StoreError, asyncpg.PostgresError) as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 self._flush_failed.add()
                 self._failures[reason].add()
                 if reason == "poison":
@@ -285,7 +282,7 @@ class Ledger:
             self._report("", "")
             self._spilling = False
             self._pieces.pop()
-            await self._committed(events, row, late, are_held=True)
+            await self._committed(events, row, late, are_held=is_plain)
             return
 
     async def _pause(self, pause_s: float) -> None:
@@ -326,33 +323,39 @@ class Ledger:
         middle = len(events) // 2
         return [events[middle:], events[:middle]]
 
-    async def _record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
-        row = await self._call_record(events, late)
-        if row["recorded"] < len(events):
-            known = [event for event in events if event.outcome == "posted"]
-            ids, _, _, _, _, statuses, _, cast_ids, request_ids = full_columns_of(known)
-            told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
-            charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
-            if charges:
-                self._keep_late_casts(await self._call_record((), charges), 0)
-        return row
+    async def _record(
+        self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]
+    ) -> tuple[asyncpg.Record, bool]:
+        """What the ledger says, and whether all ``events`` are in its sums from now on with the cost that they have."""
+        row, has_terms = await self._call_record(events, late)
+        if row["recorded"] == len(events):
+            return row, not has_terms
+        known = [event for event in events if event.outcome == "posted"]
+        ids, _, _, _, _, statuses, _, cast_ids, request_ids = full_columns_of(known)
+        told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
+        charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
+        if charges:
+            charged, _ = await self._call_record((), charges)
+            self._keep_late_casts(charged, 0)
+        return row, False
 
-    async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
+    async def _call_record(
+        self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]
+    ) -> tuple[asyncpg.Record, bool]:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         columns, terms = await self._turns.columns(events)
         query = "record_usage_on_terms" if terms else "record_usage_of_holds" if self.has_holds() else "record_usage"
         row = await self._database.fetchrow(QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms)
         assert row is not None, "a function with OUT parameters gives one row"
-        return row
+        return row, bool(terms)
 
     async def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int, *, are_held: bool) -> None:
         self._flushed.add()
         self._written.add(row["recorded"])
         self._duplicate.add(len(events) - row["recorded"])
         self._keep_late_casts(row, late)
-        if not events:
-            return
-        await self._turns.tell(events, row, self._tell_committed, are_held=are_held)
+        if events:
+            await self._turns.tell(events, row, self._tell_committed, are_held=are_held)
 
     def _tell_committed(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         try:
@@ -423,14 +426,3 @@ class Ledger:
         if self._full and not reason and len(self._queue) < self._queue_max // 2:
             self._full = self.refuses = False
             _log.info("ledger_no_longer_full", dropped_total=self._dropped.value)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, StoreError):
-        return "away"
-    code: str = getattr(error, "sqlstate", None) or ""
-    if code in _CONFLICTS:
-        return "conflict"
-    if code == _CHECK_VIOLATION and not getattr(error, "constraint_name", None):
-        return "error"  # no fault of the row: there is no partition for it, and no default one
-    return "poison" if code[:2] in _POISON else "error"

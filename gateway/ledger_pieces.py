@@ -65,7 +65,7 @@ class Turns:
     ) -> None:
         """Tells ``listener`` of ``events``, each once, and of the sums in ``row``; all of it also if this is cancelled.
 
-        ``are_held``: Redis holds each of the events, as far as it holds anything.
+        ``are_held``: each is in the sums from now on with the cost that it has, and held until it is told.
         """
         usages = list(
             map(
@@ -80,12 +80,8 @@ class Turns:
         if len(events) <= PIECE_EVENTS:
             listener(events, usages)
             return
-        are_new = row["recorded"] == len(events)
-        parts: SumsThatRise | SumsFirst
-        if are_held and are_new and len(usages) <= RISING_SUMS_MAX and not have_terms(events):
-            parts = SumsThatRise(events, usages)
-        else:
-            parts = SumsFirst(events, usages)
+        is_rising = are_held and len(usages) <= RISING_SUMS_MAX
+        parts = SumsThatRise(events, usages) if is_rising else SumsFirst(events, usages)
         count = PIECE_EVENTS
         try:
             while not parts.is_over:
