@@ -57,7 +57,7 @@ _PAUSE_MAX_S = 2.0
 # Casts that were locked by Phase 1 go with the next batch; where there is none, they are tried again after this.
 _LATE_CASTS_PAUSE_S = 1.0
 # By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait
-# until there are enough, for so many intervals at most (docs/decisions/0059).
+# until there are enough, for so many intervals at most (docs/decisions/0059, 0063).
 _BUSY_EVENTS = 64
 _ENOUGH_EVENTS = 1500
 _BUSY_INTERVALS = 3
