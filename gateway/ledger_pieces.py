@@ -6,6 +6,7 @@ other call up for milliseconds; all of these would then go on at once (docs/deci
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from time import monotonic
 from typing import TypeVar
 
 import asyncpg
@@ -19,24 +20,29 @@ Listener = Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None]
 
 # Some tens of µs of each kind of work.
 PIECE_EVENTS = 128
-# A turn of the loop may bring more events than a piece has: then pieces are so many times as large, and the ledger does
-# not fall behind, however many connections a turn serves.
-CATCH_UP = 4
+# A turn of a loop with a thousand connections takes tens of milliseconds and brings hundreds of events. The longer the
+# last turn was, the larger is a piece, which then takes about a quarter of it: so the ledger does not fall behind.
+PIECE_EVENTS_PER_S = 250_000
+# And where it has: if so many times as many wait as are left of a piece of work, the rest of it is done at once.
+BEHIND = 2
 # Sums that may be told with each piece: more are told once, and first.
 RISING_SUMS_MAX = 64
 
 
 class Turns:
-    """Turns of the loop. ``waiting`` tells how many events have come that are not being written."""
+    """Turns of the loop. ``waiting`` tells how many events wait to be written, ``clock`` the seconds."""
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, waiting: Callable[[], int], clock: Callable[[], float] = monotonic) -> None:
         self._waiting = waiting
+        self._clock = clock
 
-    async def next(self) -> int:
-        """Gives the loop a turn; returns how many events may be worked on until the next one."""
-        before = self._waiting()
+    async def next(self, left: int) -> int:
+        """Gives the loop a turn; returns how many of the events that are left may be worked on until the next one."""
+        began_s = self._clock()
         await asyncio.sleep(0)
-        return max(PIECE_EVENTS, CATCH_UP * (self._waiting() - before))
+        if self._waiting() >= BEHIND * left:
+            return left
+        return max(PIECE_EVENTS, int((self._clock() - began_s) * PIECE_EVENTS_PER_S))
 
     async def pieces(self, rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
         """``rows`` in their order, with a turn between each two pieces."""
@@ -45,7 +51,7 @@ class Turns:
             yield rows[at : at + count]
             at += count
             if at < len(rows):
-                count = await self.next()
+                count = await self.next(len(rows) - at)
 
     async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[str], list[str]]:
         """What the ledger's statements have as their first parameters, and as their last; none where none has terms."""
@@ -84,10 +90,10 @@ class Turns:
         parts = SumsThatRise(events, usages) if is_rising else SumsFirst(events, usages)
         count = PIECE_EVENTS
         try:
-            while not parts.is_over:
+            while parts.left:
                 listener(*parts.next(count))
-                if not parts.is_over:
-                    count = await self.next()
+                if parts.left:
+                    count = await self.next(parts.left)
         finally:
-            if not parts.is_over:
+            if parts.left:
                 listener(*parts.rest())

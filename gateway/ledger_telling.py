@@ -27,9 +27,9 @@ class SumsFirst:
         self._at = 0
 
     @property
-    def is_over(self) -> bool:
-        """Whether all was given."""
-        return self._at >= len(self._events)
+    def left(self) -> int:
+        """How many events were not given."""
+        return len(self._events) - self._at
 
     def next(self, count: int) -> Part:
         """So many sums and events."""
@@ -61,9 +61,9 @@ class SumsThatRise:
         self._last_ms = max(map(_occurred_of, events))
 
     @property
-    def is_over(self) -> bool:
-        """Whether all was given."""
-        return self._at >= len(self._events)
+    def left(self) -> int:
+        """How many events were not given."""
+        return len(self._events) - self._at
 
     def next(self, count: int) -> Part:
         """So many events and their sums."""

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from gateway.ledger import UsageEvent, WindowUsage
-from gateway.ledger_pieces import CATCH_UP, PIECE_EVENTS, Turns
+from gateway.ledger_pieces import PIECE_EVENTS, PIECE_EVENTS_PER_S, Turns
 from tests.ledger.conftest import CheckCounters, MakeLedger
 from tests.ledger.making import event
 
@@ -77,25 +77,30 @@ async def test_a_batch_is_written_out_in_pieces() -> None:
     for terms in (None, (None, None, None, None, None, "key", 1)):
         passing = Passing()
         before = passing.turns
-        columns, last = await Turns(lambda: 0).columns([event("a", terms=terms) for _ in range(MANY)])
+        columns, last = await Turns(lambda: 0, lambda: 0.0).columns([event("a", terms=terms) for _ in range(MANY)])
         assert passing.turns - before >= MANY // PIECE_EVENTS
         passing.stop()
         assert len(columns) == 9
         assert len(last) == (7 if terms else 0)
 
 
-async def test_the_more_come_in_a_turn_the_larger_are_the_pieces() -> None:
-    """A turn of a thousand connections brings a thousand events: pieces of a hundred would fall ever behind."""
-    waiting = 0
+async def test_the_longer_a_turn_takes_the_larger_are_the_pieces() -> None:
+    """A turn of a thousand connections takes 20 ms and brings hundreds of events: small pieces would fall behind."""
+    now_s = 0.0
 
-    def come() -> None:
-        nonlocal waiting
-        waiting += 1000
+    def serve() -> None:
+        nonlocal now_s
+        now_s += 0.02
 
-    turns = Turns(lambda: waiting)
-    asyncio.get_running_loop().call_soon(come)
-    assert await turns.next() == CATCH_UP * 1000
-    assert await turns.next() == PIECE_EVENTS
+    turns = Turns(lambda: 0, lambda: now_s)
+    asyncio.get_running_loop().call_soon(serve)
+    assert await turns.next(10_000) == 0.02 * PIECE_EVENTS_PER_S
+    assert await turns.next(10_000) == PIECE_EVENTS
+
+
+@pytest.mark.parametrize(("waiting", "count"), [(1999, PIECE_EVENTS), (2000, 1000), (9000, 1000)])
+async def test_a_ledger_that_is_behind_does_the_rest_at_once(waiting: int, count: int) -> None:
+    assert await Turns(lambda: waiting, lambda: 0.0).next(1000) == count
 
 
 async def test_a_listener_that_fails_at_one_piece_hears_of_the_others(make_ledger: MakeLedger) -> None:

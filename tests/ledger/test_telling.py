@@ -53,7 +53,7 @@ def test_a_call_counts_at_every_moment(events: list[UsageEvent], counts: list[in
     told: list[UsageEvent] = []
     used = {(one.account_id, one.kind): BEFORE for one in sums}
     number = 0
-    while not parts.is_over:
+    while parts.left:
         piece, some = parts.rest() if number == cut_at else parts.next(counts[number % len(counts)])
         number += 1
         told += piece
