@@ -23,8 +23,8 @@ PIECE_EVENTS = 128
 # A turn of a loop with a thousand connections takes tens of milliseconds and brings hundreds of events. The longer the
 # last turn was, the larger is a piece, which then takes about a quarter of it: so the ledger does not fall behind.
 PIECE_EVENTS_PER_S = 250_000
-# And where it has: if so many times as many wait as are left of a piece of work, the rest of it is done at once.
-BEHIND = 2
+# Where as many wait as are being written it has: then all is done at once.
+ALL_EVENTS = 2**31
 # Sums that may be told with each piece: more are told once, and first.
 RISING_SUMS_MAX = 64
 
@@ -35,23 +35,29 @@ class Turns:
     def __init__(self, waiting: Callable[[], int], clock: Callable[[], float] = monotonic) -> None:
         self._waiting = waiting
         self._clock = clock
+        self._count = PIECE_EVENTS
 
-    async def next(self, left: int) -> int:
-        """Gives the loop a turn; returns how many of the events that are left may be worked on until the next one."""
+    def first(self, events: int) -> int:
+        """How many of the events that are to be worked on may be so until the next turn."""
+        # What was found when a turn was last waited for is believed less each time.
+        self._count = max(PIECE_EVENTS, self._count // 2)
+        return ALL_EVENTS if self._waiting() >= events else self._count
+
+    async def next(self, events: int) -> int:
+        """Gives the loop a turn; returns the same."""
         began_s = self._clock()
         await asyncio.sleep(0)
-        if self._waiting() >= BEHIND * left:
-            return left
-        return max(PIECE_EVENTS, int((self._clock() - began_s) * PIECE_EVENTS_PER_S))
+        self._count = max(PIECE_EVENTS, int((self._clock() - began_s) * PIECE_EVENTS_PER_S))
+        return ALL_EVENTS if self._waiting() >= events else self._count
 
     async def pieces(self, rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
         """``rows`` in their order, with a turn between each two pieces."""
-        at, count = 0, PIECE_EVENTS
+        at, count = 0, self.first(len(rows))
         while at < len(rows):
             yield rows[at : at + count]
             at += count
             if at < len(rows):
-                count = await self.next(len(rows) - at)
+                count = await self.next(len(rows))
 
     async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[str], list[str]]:
         """What the ledger's statements have as their first parameters, and as their last; none where none has terms."""
@@ -88,12 +94,12 @@ class Turns:
             return
         is_rising = are_held and len(usages) <= RISING_SUMS_MAX
         parts = SumsThatRise(events, usages) if is_rising else SumsFirst(events, usages)
-        count = PIECE_EVENTS
+        count = self.first(len(events))
         try:
             while parts.left:
                 listener(*parts.next(count))
                 if parts.left:
-                    count = await self.next(parts.left)
+                    count = await self.next(len(events))
         finally:
             if parts.left:
                 listener(*parts.rest())

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from gateway.ledger import UsageEvent, WindowUsage
-from gateway.ledger_pieces import PIECE_EVENTS, PIECE_EVENTS_PER_S, Turns
+from gateway.ledger_pieces import ALL_EVENTS, PIECE_EVENTS, PIECE_EVENTS_PER_S, Turns
 from tests.ledger.conftest import CheckCounters, MakeLedger
 from tests.ledger.making import event
 
@@ -93,14 +93,18 @@ async def test_the_longer_a_turn_takes_the_larger_are_the_pieces() -> None:
         now_s += 0.02
 
     turns = Turns(lambda: 0, lambda: now_s)
+    assert turns.first(10_000) == PIECE_EVENTS
     asyncio.get_running_loop().call_soon(serve)
-    assert await turns.next(10_000) == 0.02 * PIECE_EVENTS_PER_S
-    assert await turns.next(10_000) == PIECE_EVENTS
+    long = int(0.02 * PIECE_EVENTS_PER_S)
+    assert await turns.next(10_000) == long
+    assert [turns.first(10_000) for _ in range(3)] == [long // 2, long // 4, long // 8]
+    assert await turns.next(10_000) == PIECE_EVENTS == turns.first(10_000)
 
 
-@pytest.mark.parametrize(("waiting", "count"), [(1999, PIECE_EVENTS), (2000, 1000), (9000, 1000)])
-async def test_a_ledger_that_is_behind_does_the_rest_at_once(waiting: int, count: int) -> None:
-    assert await Turns(lambda: waiting, lambda: 0.0).next(1000) == count
+@pytest.mark.parametrize(("waiting", "count"), [(999, PIECE_EVENTS), (1000, ALL_EVENTS), (9000, ALL_EVENTS)])
+async def test_a_ledger_that_is_behind_makes_no_pieces(waiting: int, count: int) -> None:
+    turns = Turns(lambda: waiting, lambda: 0.0)
+    assert turns.first(1000) == await turns.next(1000) == count
 
 
 async def test_a_listener_that_fails_at_one_piece_hears_of_the_others(make_ledger: MakeLedger) -> None:
