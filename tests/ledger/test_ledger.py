@@ -185,9 +185,9 @@ async def test_events_that_come_during_a_write_are_the_next_batch(make_ledger: M
         (63, 1.1, True),
         (64, 2.9, False),
         (64, 3.1, True),
-        (1499, 2.9, False),
-        (1500, 0.9, False),
-        (1500, 1.1, True),
+        (399, 2.9, False),
+        (400, 0.9, False),
+        (400, 1.1, True),
         (2000, 0, True),
     ],
 )
@@ -209,14 +209,14 @@ async def test_many_events_wait_for_more(
 async def test_what_becomes_enough_amid_an_interval_goes_then(make_ledger: MakeLedger) -> None:
     ledger, _ = make_ledger(flush_interval="10s")
     ledger._last_write = asyncio.get_running_loop().time() - 15.0
-    for _ in range(1499):
+    for _ in range(399):
         ledger.append(event("a"))
     await asyncio.sleep(0)
     assert ledger._pieces == []
     ledger.append(event("a"))
     for _ in range(10):  # turns; the interval that it is in ends in five seconds
         await asyncio.sleep(0)
-    assert list(map(len, ledger._pieces)) == [1500]
+    assert list(map(len, ledger._pieces)) == [400]
 
 
 async def test_a_listener_that_fails_stops_nothing(make_ledger: MakeLedger, sql: Connection) -> None:
