@@ -68,7 +68,7 @@ _BY_THE_CLOCK = frozenset({"Lane._tick", "Lane._keep", "Lane._watch"})
 _PARTS = {
     "relay/": "relay", "policy/": "relay", "observer": "relay", "identify": "relay", "credentials": "relay",
     "admission": "admission",
-    "redis_store": "admission", "ledger": "ledger", "usage_events": "ledger", "database": "ledger",
+    "redis_store": "admission", "ledger": "ledger", "usage_": "ledger", "database": "ledger",
     "metrics": "metrics",
 }  # fmt: skip
 _OWN, _CLOCK = "", "clock"

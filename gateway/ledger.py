@@ -12,8 +12,8 @@ What can go wrong with a batch, and what follows:
   the first failed write ``spill`` is offered all that waits, and from then on each event as it comes; an empty write
   is tried, with growing pauses, until one succeeds. What ``spill`` does not take waits here and is tried again in the
   same way. Ids make it harmless if a failed attempt was committed after all.
-- A row that can never be written (SQLSTATE classes in _POISON): the batch is halved until the row is alone; it is
-  logged in full and dropped, its neighbours are written.
+- A row that can never be written (``ledger_failures``): the batch is halved until the row is alone; it is logged in
+  full and dropped, its neighbours are written.
 - The queue is full: ``spill`` is offered the newest events; what it does not take stays a hold, or is dropped
   (``at_bound``), and is counted and logged either way. ``refuses`` then asks for no more calls that cost, where that is
   the operator's choice.
@@ -40,7 +40,10 @@ import asyncpg
 import structlog
 
 from gateway.database import QUERIES, Database, StoreError
-from gateway.usage_events import UsageEvent, WindowUsage, columns_of, event_id, full_columns_of, terms_of
+from gateway.ledger_failures import reason_of
+from gateway.ledger_pieces import Turns
+from gateway.usage_columns import columns_of, full_columns_of
+from gateway.usage_events import UsageEvent, WindowUsage, event_id
 
 if TYPE_CHECKING:
     from gateway.config.settings_stores import Ledger as LedgerSettings
@@ -49,16 +52,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger", "UsageEvent", "WindowUsage", "columns_of", "event_id"]
 
-# SQLSTATE classes of rows that no retry helps: data exception, constraint violation, program limit exceeded.
-_POISON = frozenset({"22", "23", "54"})
-_CHECK_VIOLATION = "23514"
-_CONFLICTS = frozenset({"40P01", "40001", "55P03"})  # deadlock, serialization failure, lock not available
 _PAUSE_MIN_S = 0.05
 _PAUSE_MAX_S = 2.0
 # Casts that were locked by Phase 1 go with the next batch; where there is none, they are tried again after this.
 _LATE_CASTS_PAUSE_S = 1.0
 # By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait
-# until there are enough, for so many intervals at most (docs/decisions/0059).
+# until there are enough, for so many intervals at most (docs/decisions/0059, 0063).
 _BUSY_EVENTS = 64
 _ENOUGH_EVENTS = 400
 _BUSY_INTERVALS = 3
@@ -107,11 +106,13 @@ class Ledger:
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
         self._batch_max = settings.batch_max
+        self._nearly_enough = min(_ENOUGH_EVENTS, settings.batch_max) - 1
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
         self._spill = spill or _no_spill
         self._at_bound = settings.spool.at_bound
         self._queue: deque[UsageEvent] = deque()
+        self._turns = Turns(self._queue.__len__)
         # Taken out of the queue to be written: one batch, or the pieces of one with bad rows, the first one last.
         self._pieces: list[Sequence[UsageEvent]] = []
         self._late_casts: list[tuple[str, int]] = []
@@ -142,17 +143,17 @@ class Ledger:
 
     def append(self, event: UsageEvent) -> None:
         """Take ``event`` on. Never blocks and never raises."""
-        queue = self._queue
         if self._spilling and self._keep_elsewhere((event,)):
             return
-        if len(queue) >= self._queue_max:
+        queue = self._queue
+        length = len(queue)
+        if length >= self._queue_max:
             self._overflow(event)
             return
         queue.append(event)
-        length = len(queue)
         if self._task is None:
             self._task = self._tasks.start("ledger.write", self._write())
-        elif length == 1 or length == self._batch_max:  # noqa: PLR1714  a tuple would be made for every call
+        elif length == 0 or length == self._nearly_enough:  # noqa: PLR1714  a tuple would be made for every call
             self._wake.set()
 
     @property
@@ -184,13 +185,13 @@ class Ledger:
         while pieces:
             piece = pieces.pop()
             try:
-                row = await self._record(piece, ())
+                row, _ = await self._record(piece, ())
             except asyncpg.PostgresError as error:
-                if _reason(error) != "poison":
+                if reason_of(error) != "poison":
                     raise
                 pieces += self._isolated(piece, str(error))
             else:
-                self._committed(piece, row, 0)
+                await self._committed(piece, row, 0, are_held=False)  # perhaps, in somebody's book
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what is there; what is not written after ``timeout_s`` is spilled, or stays a hold."""
@@ -214,7 +215,7 @@ class Ledger:
         try:
             while self._queue or (self._late_casts and not self._closing):
                 await self._gather()
-                self._pieces = [[self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]]
+                self._pieces = [self._taken()]
                 self._last_write = asyncio.get_running_loop().time()
                 self._length.set(len(self))
                 while self._pieces:
@@ -225,6 +226,14 @@ class Ledger:
             while self._pieces:
                 self._queue.extendleft(reversed(self._pieces.pop(0)))
             self._task = None
+
+    def _taken(self) -> list[UsageEvent]:
+        queue = self._queue
+        if len(queue) > self._batch_max:
+            return [queue.popleft() for _ in range(self._batch_max)]
+        events = list(queue)
+        queue.clear()
+        return events
 
     async def _gather(self) -> None:
         """Wait until a batch is full, or the interval since the last one began is over; or more, for more events."""
@@ -249,9 +258,9 @@ class Ledger:
             started = time.monotonic()
             late = len(self._late_casts)
             try:
-                row = await self._record(events, self._late_casts)
+                row, is_plain = await self._record(events, self._late_casts)
             except (StoreError, asyncpg.PostgresError) as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 self._flush_failed.add()
                 self._failures[reason].add()
                 if reason == "poison":
@@ -273,7 +282,7 @@ class Ledger:
             self._report("", "")
             self._spilling = False
             self._pieces.pop()
-            self._committed(events, row, late)
+            await self._committed(events, row, late, are_held=is_plain)
             return
 
     async def _pause(self, pause_s: float) -> None:
@@ -314,48 +323,41 @@ class Ledger:
         middle = len(events) // 2
         return [events[middle:], events[:middle]]
 
-    async def _record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
-        row = await self._call_record(events, late)
-        if row["recorded"] < len(events):
-            known = [event for event in events if event.outcome == "posted"]
-            ids, _, _, _, _, statuses, _, cast_ids, request_ids = full_columns_of(known)
-            told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
-            charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
-            if charges:
-                self._keep_late_casts(await self._call_record((), charges), 0)
-        return row
+    async def _record(
+        self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]
+    ) -> tuple[asyncpg.Record, bool]:
+        """What the ledger says, and whether all ``events`` are in its sums from now on with the cost that they have."""
+        row, has_terms = await self._call_record(events, late)
+        if row["recorded"] == len(events):
+            return row, not has_terms
+        known = [event for event in events if event.outcome == "posted"]
+        ids, _, _, _, _, statuses, _, cast_ids, request_ids = full_columns_of(known)
+        told = await self._database.fetch(QUERIES["complete_events"], ids, statuses, cast_ids, request_ids)
+        charges = [(charge["cast_id"], charge["cost_microcents"]) for charge in told]
+        if charges:
+            charged, _ = await self._call_record((), charges)
+            self._keep_late_casts(charged, 0)
+        return row, False
 
-    async def _call_record(self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]) -> asyncpg.Record:
+    async def _call_record(
+        self, events: Sequence[UsageEvent], late: Sequence[tuple[str, int]]
+    ) -> tuple[asyncpg.Record, bool]:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
-        terms = terms_of(events)
-        if terms is not None:
-            query, columns = "record_usage_on_terms", full_columns_of(events)
-        else:
-            query = "record_usage_of_holds" if self.has_holds() else "record_usage"
-            columns = columns_of(events)
-        row = await self._database.fetchrow(
-            QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *(terms or ())
-        )
+        columns, terms = await self._turns.columns(events)
+        query = "record_usage_on_terms" if terms else "record_usage_of_holds" if self.has_holds() else "record_usage"
+        row = await self._database.fetchrow(QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms)
         assert row is not None, "a function with OUT parameters gives one row"
-        return row
+        return row, bool(terms)
 
-    def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int) -> None:
+    async def _committed(self, events: Sequence[UsageEvent], row: asyncpg.Record, late: int, *, are_held: bool) -> None:
         self._flushed.add()
         self._written.add(row["recorded"])
         self._duplicate.add(len(events) - row["recorded"])
         self._keep_late_casts(row, late)
-        if not events:
-            return
-        usages = list(
-            map(
-                WindowUsage,
-                row["usage_accounts"],
-                row["usage_kinds"],
-                row["usage_start_ms"],
-                row["usage_end_ms"],
-                row["usage_microcents"],
-            )
-        )
+        if events:
+            await self._turns.tell(events, row, self._tell_committed, are_held=are_held)
+
+    def _tell_committed(self, events: Sequence[UsageEvent], usages: Sequence[WindowUsage]) -> None:
         try:
             self.on_committed(events, usages)
         except Exception:  # noqa: BLE001  the events are safe; whoever listens must not stop the next ones
@@ -424,14 +426,3 @@ class Ledger:
         if self._full and not reason and len(self._queue) < self._queue_max // 2:
             self._full = self.refuses = False
             _log.info("ledger_no_longer_full", dropped_total=self._dropped.value)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, StoreError):
-        return "away"
-    code: str = getattr(error, "sqlstate", None) or ""
-    if code in _CONFLICTS:
-        return "conflict"
-    if code == _CHECK_VIOLATION and not getattr(error, "constraint_name", None):
-        return "error"  # no fault of the row: there is no partition for it, and no default one
-    return "poison" if code[:2] in _POISON else "error"

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 from gateway.policy.rules import Policy
 
@@ -70,75 +69,6 @@ class WindowUsage(NamedTuple):
     start_ms: int
     end_ms: int
     used_microcents: int  # of a free tier: units
-
-
-def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:
-    """``events`` as the first parameters of record_usage_on_terms: each field's values as an array literal.
-
-    As sequences the driver would look at every element several times, which costs more than writing the literal.
-    """
-    if not events:
-        return ["{}"] * len(_COLUMNS)
-    columns: Iterable[tuple[object, ...]] = zip(*events, strict=True)
-    return [
-        _text_array(column) if name in _TEXT_FIELDS else f"{{{','.join(map(str, column))}}}"
-        for name, column in zip(_COLUMNS, columns, strict=False)
-    ]
-
-
-def columns_of(events: Sequence[UsageEvent]) -> list[str]:
-    """The same for record_usage: in order of id, and what all of them have in common only once."""
-    if not events:
-        return ["{}"] * len(_COLUMNS)
-    columns: Iterable[tuple[object, ...]] = zip(*sorted(events, key=_id_of), strict=True)
-    literals = []
-    for name, column in zip(_COLUMNS, columns, strict=False):
-        first = column[0]
-        if column[-1] == first and column.count(first) == len(column) and (first is None or name not in _OWN_FIELDS):
-            literals.append("{}" if first is None else f"{{{_element(first)}}}")
-        elif name in _TEXT_FIELDS:
-            literals.append(_text_array(column))
-        else:
-            literals.append(f"{{{','.join(map(str, column))}}}")
-    return literals
-
-
-def terms_of(events: Sequence[UsageEvent]) -> list[str] | None:
-    """The terms of ``events`` in the same way; None where no event has any."""
-    if not any(event.terms for event in events):
-        return None
-    columns = zip(*(event.terms or _NO_TERMS for event in events), strict=True)
-    return [f"{{{','.join(map(_element, column))}}}" for column in columns]
-
-
-_COLUMNS = UsageEvent._fields[:-1]
-_TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request_id"))
-_OWN_FIELDS = frozenset(("event_id", "cast_id", "request_id"))  # of each event; the last two may be of none
-_id_of = itemgetter(0)
-_NO_TERMS = Terms()
-
-
-def _element(value: object) -> str:
-    return str(value) if isinstance(value, int) else _quoted(value)
-
-
-def _text_array(column: tuple[object, ...]) -> str:
-    """An array literal of texts. Nearly all of them are ids, which need nothing but their quotes: joined at once."""
-    if None not in column:
-        text = '","'.join(cast("tuple[str, ...]", column))
-        if "\\" not in text and text.count('"') == 2 * (len(column) - 1):
-            return f'{{"{text}"}}'
-    return f"{{{','.join(map(_quoted, column))}}}"
-
-
-def _quoted(value: object) -> str:
-    """An element of an array literal (Postgres, 8.15.6); None is NULL."""
-    if value is None:
-        return "NULL"
-    text = cast("str", value)
-    if '"' in text or "\\" in text:
-        text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 def _event_ids() -> Callable[[], str]:

@@ -98,9 +98,9 @@ class Ledger(Section):
     """Charged calls on their way to Postgres."""
 
     # Holds stay in Redis for this long after a call, so that a limit is exact again 20 ms after the last cast; where
-    # many calls come three times as long (docs/decisions/0059).
+    # many calls come three times as long (docs/decisions/0059, 0063).
     flush_interval_s: Annotated[float, duration_s("1ms", "10s")] = Field(default=0.02, alias="flush_interval")
-    # Rows of one transaction: some 20 ms of Postgres. Calls make one of the interval, a few hundred; where a thousand
+    # Rows of one transaction: some 10 ms of Postgres. Many calls make one of 400 and more; where a thousand
     # connections keep the loop busy, each write waits for several of its rounds, and smaller ones fall ever behind.
     batch_max: Annotated[int, whole(1, 10_000)] = 2_000
     queue_max: Annotated[int, whole(1, 10_000_000)] = 100_000  # per worker; about 500 bytes each: 50 MiB

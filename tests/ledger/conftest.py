@@ -73,6 +73,7 @@ async def make_ledger(migrated_url: str, tasks: Tasks, metrics: Metrics) -> Asyn
         read = LedgerSettings.model_validate({"flush_interval": "1ms", **settings})
         more = {} if spill is None else {"spill": spill}
         ledger = Ledger(database, read, tasks, metrics, **more)
+        ledger._turns._clock = lambda: 0.0  # how batches are cut is to be no matter of this machine's speed
         committed = Committed()
         ledger.on_committed = committed.commit  # type: ignore[assignment]
         ledger.on_dropped = committed.dropped.extend

@@ -7,7 +7,8 @@ from itertools import count
 import asyncpg
 
 from gateway.database import QUERIES
-from gateway.usage_events import UsageEvent, columns_of, event_id
+from gateway.usage_columns import columns_of
+from gateway.usage_events import UsageEvent, event_id
 
 _numbers = count()
 

@@ -10,7 +10,8 @@ import pytest
 from gateway.database import QUERIES
 from gateway.ledger import UsageEvent
 from gateway.policy.periods import window_at
-from gateway.usage_events import Terms, full_columns_of, terms_of
+from gateway.usage_columns import full_columns_of, terms_of
+from gateway.usage_events import Terms
 from tests.ledger.making import NOON_MS, event
 
 Connection = asyncpg.Connection

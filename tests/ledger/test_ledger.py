@@ -188,19 +188,35 @@ async def test_events_that_come_during_a_write_are_the_next_batch(make_ledger: M
         (399, 2.9, False),
         (400, 0.9, False),
         (400, 1.1, True),
-        (500, 0, True),
+        (2000, 0, True),
     ],
 )
-async def test_many_events_wait_for_more(make_ledger: MakeLedger, events: int, intervals: float, goes: bool) -> None:
+async def test_many_events_wait_for_more(
+    make_ledger: MakeLedger, metrics: Metrics, events: int, intervals: float, goes: bool
+) -> None:
     """Few go when the interval since the last batch is over, and enough; what is between after three; all at once."""
-    ledger, committed = make_ledger(flush_interval="10s", batch_max=500)
+    ledger, committed = make_ledger(flush_interval="10s", batch_max=2000)
     ledger._last_write = asyncio.get_running_loop().time() - 10.0 * intervals
     for _ in range(events):
         ledger.append(event("a"))
     await asyncio.sleep(0)
     assert (ledger._pieces != []) is goes
     await ledger.close()
-    assert committed.batches == [events]
+    assert len(committed.events) == events
+    assert metrics.counter("castgate_ledger_flushes_total", result="ok").value == 1
+
+
+async def test_what_becomes_enough_amid_an_interval_goes_then(make_ledger: MakeLedger) -> None:
+    ledger, _ = make_ledger(flush_interval="10s")
+    ledger._last_write = asyncio.get_running_loop().time() - 15.0
+    for _ in range(399):
+        ledger.append(event("a"))
+    await asyncio.sleep(0)
+    assert ledger._pieces == []
+    ledger.append(event("a"))
+    for _ in range(10):  # turns; the interval that it is in ends in five seconds
+        await asyncio.sleep(0)
+    assert list(map(len, ledger._pieces)) == [400]
 
 
 async def test_a_listener_that_fails_stops_nothing(make_ledger: MakeLedger, sql: Connection) -> None:

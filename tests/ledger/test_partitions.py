@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from gateway.usage_events import UsageEvent, full_columns_of
+from gateway.usage_columns import full_columns_of
+from gateway.usage_events import UsageEvent
 from tests.ledger.making import MIGRATIONS, event
 from tests.ledger.months import at_ms, by_partition, id_at, month_start, partition_of
 from tests.ledger.test_schema import catalog

@@ -16,7 +16,8 @@ from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
-from gateway.usage_events import Terms, full_columns_of, terms_of
+from gateway.usage_columns import full_columns_of, terms_of
+from gateway.usage_events import Terms
 from tests.ledger.making import CASTS, NOON_MS, event, migrate
 from tests.ledger.months import id_at, month_start, partition_of
 

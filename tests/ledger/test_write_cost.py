@@ -9,7 +9,7 @@ import pytest
 
 from gateway.database import QUERIES
 from gateway.policy.periods import window_at
-from gateway.usage_events import columns_of
+from gateway.usage_columns import columns_of
 from tests.ledger.making import NOON_MS, event
 
 Connection = asyncpg.Connection

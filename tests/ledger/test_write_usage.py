@@ -8,7 +8,8 @@ import pytest
 
 from gateway.database import QUERIES
 from gateway.policy.periods import window_at
-from gateway.usage_events import UsageEvent, columns_of, full_columns_of
+from gateway.usage_columns import columns_of, full_columns_of
+from gateway.usage_events import UsageEvent
 from tests.ledger.conftest import CheckCounters
 from tests.ledger.making import NOON_MS, event
 from tests.ledger.months import id_at, month_start, record
