@@ -136,6 +136,7 @@ class Lane:
         self._asks: list[Ask] = []
         self._flight = _NOT_ASKED
         self._flying = False
+        self._sending = False
         self._vigil = Vigil(self._loop)
         self._alone = 0  # script calls in a row that carried one ask at most
         self._command = b""
@@ -182,13 +183,20 @@ class Lane:
         return int(self._loop.time() * 1000 + self._ahead_ms)
 
     def ask(self, ask: Ask) -> bool:
-        """Send the ask, now or with the next call. False where the queue is full: the ask is not taken."""
+        """Send the ask, with this turn's others or with the next call. False where the queue is full: it is not taken."""
         if len(self._asks) >= self._queue_max:
             return False
         self._asks.append(ask)
-        if not self._flying and self.state == UP:
-            self._send()
+        if not self._flying and not self._sending and self.state == UP:
+            # What else has arrived in this turn of the loop goes along: one script call in place of two.
+            self._sending = True
+            self._loop.call_soon(self._send_asks)
         return True
+
+    def _send_asks(self) -> None:
+        self._sending = False
+        if self._asks and not self._flying and self.state == UP:
+            self._send()
 
     def settle_soon(self) -> None:
         """Tell Redis what stands in ``settled``, with the next call or in a moment."""

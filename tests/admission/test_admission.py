@@ -217,7 +217,7 @@ async def test_a_full_queue_refuses_instead_of_growing(worker: Worker, monkeypat
     await worker.ask("a")
     monkeypatch.setattr(worker.admission._lanes[0], "_queue_max", 5)
     verdicts = await worker.ask_many("a", 10)
-    assert Counter(type(verdict) for verdict in verdicts) == {Hold: 6, StoreUnavailable: 4}
+    assert Counter(type(verdict) for verdict in verdicts) == {Hold: 5, StoreUnavailable: 5}
 
 
 # --- learning
@@ -495,3 +495,14 @@ async def test_who_is_over_the_limit_to_stay_is_refused_at_once_from_the_second_
         await asyncio.sleep(0)
     assert isinstance(verdicts[0], BudgetExceeded)
     assert ask.doubts == 0
+
+
+async def test_calls_that_arrive_in_one_turn_of_the_loop_go_together(worker: Worker) -> None:
+    await worker.ask("a")
+    lane = worker.admission._lanes[0]
+    await worker.settled()
+    served = lane.served
+    verdicts = await worker.ask_many("a", 9)
+    assert {type(verdict) for verdict in verdicts} == {Hold}
+    assert worker.metrics.histogram("castgate_admission_batch_size").count == 2
+    assert lane.served - served <= 2  # and perhaps one that says that the worker lives
