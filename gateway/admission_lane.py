@@ -183,7 +183,7 @@ class Lane:
         return int(self._loop.time() * 1000 + self._ahead_ms)
 
     def ask(self, ask: Ask) -> bool:
-        """Send the ask, with this turn's others or with the next call. False where the queue is full: it is not taken."""
+        """Send the ask, with this turn's others or with the next call. False where the queue is full: not taken."""
         if len(self._asks) >= self._queue_max:
             return False
         self._asks.append(ask)
