@@ -264,8 +264,8 @@ class Lane:
         self._number_answered = self._number
         if self.state == DRAINING and not self.settled.count:
             self._serve()
-        # First the next call, so that Redis works while this process goes on with what was admitted. Where serving began
-        # just now it may be under way.
+        # First the next call, so that Redis works while this process goes on with what was admitted. Where serving
+        # began just now it may be under way.
         if (
             not self._flying
             and self.state >= RESTORING
