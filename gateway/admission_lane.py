@@ -264,8 +264,13 @@ class Lane:
         self._number_answered = self._number
         if self.state == DRAINING and not self.settled.count:
             self._serve()
-        # First the next call, so that Redis works while this process goes on with what was admitted.
-        if ((self._asks and self.state == UP) or self.settled.count or self._beat_due) and self.state >= RESTORING:
+        # First the next call, so that Redis works while this process goes on with what was admitted. Where serving
+        # began just now it may be under way.
+        if (
+            not self._flying
+            and self.state >= RESTORING
+            and ((self._asks and self.state == UP) or self.settled.count or self._beat_due)
+        ):
             self._send()
         if asks:
             self._answered(self, asks, reply)

@@ -106,7 +106,8 @@ class Ledger:
         self._tasks = tasks
         self._interval_s = settings.flush_interval_s
         self._batch_max = settings.batch_max
-        self._nearly_enough = min(_ENOUGH_EVENTS, settings.batch_max) - 1
+        # How many wait when one more may begin a batch: none, nearly enough, nearly all that one has room for.
+        self._nearly = frozenset((0, min(_ENOUGH_EVENTS, settings.batch_max) - 1, settings.batch_max - 1))
         self._queue_max = settings.queue_max
         self._cast_cost_sql = settings.cast_cost_sql
         self._spill = spill or _no_spill
@@ -153,7 +154,7 @@ class Ledger:
         queue.append(event)
         if self._task is None:
             self._task = self._tasks.start("ledger.write", self._write())
-        elif length == 0 or length == self._nearly_enough:  # noqa: PLR1714  a tuple would be made for every call
+        elif length in self._nearly:
             self._wake.set()
 
     @property

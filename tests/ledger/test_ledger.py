@@ -219,6 +219,19 @@ async def test_what_becomes_enough_amid_an_interval_goes_then(make_ledger: MakeL
     assert list(map(len, ledger._pieces)) == [400]
 
 
+async def test_a_batch_that_is_full_amid_an_interval_goes_then(make_ledger: MakeLedger) -> None:
+    """Else the queue has to have room for all that comes within a long interval, and events without it stay holds."""
+    ledger, _ = make_ledger(flush_interval="10s", batch_max=500)
+    ledger._last_write = asyncio.get_running_loop().time()
+    for number in range(1, 501):
+        assert ledger._pieces == []
+        ledger.append(event("a"))
+        if number in (1, 399, 400, 499, 500):
+            for _ in range(10):  # turns
+                await asyncio.sleep(0)
+    assert list(map(len, ledger._pieces)) == [500]
+
+
 async def test_a_listener_that_fails_stops_nothing(make_ledger: MakeLedger, sql: Connection) -> None:
     ledger, _ = make_ledger(batch_max=1)
 
