@@ -168,8 +168,13 @@ class ClientConnection(RequestReader, asyncio.Protocol):
             while self.exchange is None and self.requests and self.phase < LINGERING and self.writable:
                 self._begin(self.requests.popleft())
             self._advancing = False
-            if self.exchange is None and not self.requests and self.phase < LINGERING:
-                self._await_request()
+            if self.exchange is None and self.phase < LINGERING:
+                if not self.requests:
+                    self._await_request()
+                elif self.phase != BUSY:  # its request is here and waits for it to read, as those behind an answer do
+                    self.phase = BUSY
+                    self.relay.in_flight += 1
+                    self.deadline = self.relay.clock_s + self.relay.limits.idle_timeout_s
         self.update_reading()
 
     def _begin(self, request: "Request") -> None:

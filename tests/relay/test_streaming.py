@@ -198,3 +198,24 @@ async def test_a_half_closed_tunnel_still_carries_the_other_way(running: Running
     await client.send(b"all there is")
     client.writer.write_eof()
     assert await client.read_all() == b"understood"
+
+
+async def test_a_whole_request_behind_an_answer_that_is_not_taken_yet_has_no_late_head(running: Running) -> None:
+    running.limit(header_timeout_s=20, idle_timeout_s=100)
+    body = bytes(120_000)
+    running.upstream.answer = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 120000\r\n\r\n" + body)
+    client = await running.connect()
+    connection = None
+    while connection is None or connection.writable:  # until the kernel's socket buffers take no more
+        await client.send(GET)
+        await asyncio.sleep(0.005)
+        connection = next(iter(running.relay._connections))
+    await until(lambda: connection.exchange is None)
+    await client.send(GET)
+    await until(lambda: bool(connection.requests))
+    running.pass_time(50)
+    await asyncio.sleep(0.01)
+    assert connection.phase < LINGERING
+    running.pass_time(60)
+    assert (connection.phase, running.relay.in_flight) == (LINGERING, 0)
+    assert b" 408 " not in await client.read_all()
