@@ -107,7 +107,6 @@ class Admission:
         test_clock_ms: Callable[[], int] | None = None,
     ) -> None:
         """``database`` None: below Redis there is only memory. ``test_clock_ms`` replaces Redis' clock, in tests."""
-        self._worker_id = worker_id
         self._accounts = accounts
         self._database = database
         self._rules = rules
@@ -187,6 +186,7 @@ class Admission:
             orphans=self.orphans,
             metrics=metrics,
         )
+        self._give_back = holds.give_back
         # After the call.
         self.void, self.finished, self.posted, self.dropped = holds.void, holds.finished, holds.posted, holds.dropped
         self._sweeper: asyncio.Task[None] | None = None
@@ -364,10 +364,7 @@ class Admission:
         """A lane was lost before it answered. What it had sent may have been done, or may yet be: it is undone."""
         for ask in asks:
             if was_sent and ask.hold_id:
-                if ask.group is None:
-                    ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
-                else:
-                    ask.lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
+                self._give_back(ask)
                 ask.hold_id = event_id()
             self._again(ask)
 

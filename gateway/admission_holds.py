@@ -52,11 +52,15 @@ class OpenHolds:
                 self._ladder.ended(ask)
             if self._ladder.has_rows:
                 self._ladder.released(hold.hold_id)
-            if ask.group is None:
-                lane.settled.remove(self._worker_id, (hold.hold_id,), posted=False)
-            else:
-                lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
+            self.give_back(ask)
             lane.settle_soon()
+
+    def give_back(self, ask: "Ask") -> None:
+        """To be told with the next script call: what this ask took, or may have taken, is free."""
+        if ask.group is None:
+            ask.lane.settled.remove(self._worker_id, (ask.hold_id,), posted=False)
+        else:
+            ask.lane.settled.remove_grouped(ask.group.name, ask.place, posted=False)
 
     def finished(self, hold: Hold, actual_microcents: int, units: int = 0) -> None:
         """The call has ended and will be charged ``actual_microcents``; its event is on its way to the ledger.

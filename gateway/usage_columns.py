@@ -100,15 +100,6 @@ def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:
     return columns.full()
 
 
-def terms_of(events: Sequence[UsageEvent]) -> list[str] | None:
-    """The terms of ``events`` as its last ones; None where no event has any."""
-    if not have_terms(events):
-        return None
-    columns = term_columns()
-    columns.add(terms_in(events))
-    return columns.full()
-
-
 def _integers(column: tuple[object, ...]) -> str:
     if None in column:
         return ",".join(map(_element, column))

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.usage_columns import Columns, columns_of, full_columns_of, term_columns, terms_in, terms_of
+from gateway.usage_columns import Columns, columns_of, full_columns_of, have_terms, term_columns, terms_in
 from gateway.usage_events import Terms, UsageEvent
 
 TEXTS = st.sampled_from(["", "a", "b", 'a"b', "back\\slash", "{,}", "NULL"])
@@ -80,9 +80,9 @@ def test_the_short_ones_are_in_order_of_id_and_terms_are_there_where_an_event_ha
     assert read(columns_of(events)) == [
         short_literal(name, [getattr(one, name) for one in ordered]) for name in UsageEvent._fields[:-1]
     ]
-    assert (terms_of(events) is None) == (not any(one.terms for one in events))
+    assert have_terms(events) == any(one.terms for one in events)
 
 
 def test_no_events_are_empty_columns() -> None:
     assert columns_of([]) == full_columns_of([]) == ["{}"] * 9
-    assert terms_of([]) is None
+    assert not have_terms([])

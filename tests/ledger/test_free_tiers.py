@@ -10,7 +10,7 @@ import pytest
 from gateway.database import QUERIES
 from gateway.ledger import UsageEvent
 from gateway.policy.periods import window_at
-from gateway.usage_columns import full_columns_of, terms_of
+from gateway.usage_columns import full_columns_of, have_terms, term_columns, terms_in
 from gateway.usage_events import Terms
 from tests.ledger.making import NOON_MS, event
 
@@ -32,13 +32,16 @@ def tier_event(
 
 
 async def write(sql: Connection, events: Sequence[UsageEvent], cast_sql: str | None = None) -> asyncpg.Record:
+    terms = term_columns()
+    if have_terms(events):
+        terms.add(terms_in(events))
     row = await sql.fetchrow(
         QUERIES["record_usage_on_terms"],
         *full_columns_of(events),
         cast_sql,
         [],
         [],
-        *(terms_of(events) or ["{}"] * len(Terms._fields)),
+        *terms.full(),
     )
     assert row is not None
     return row

@@ -16,7 +16,7 @@ from gateway.config.settings_stores import Ledger as LedgerSettings
 from gateway.database import QUERIES
 from gateway.ledger import columns_of, event_id
 from gateway.policy.periods import window_at
-from gateway.usage_columns import full_columns_of, terms_of
+from gateway.usage_columns import full_columns_of, term_columns, terms_in
 from gateway.usage_events import Terms
 from tests.ledger.making import CASTS, NOON_MS, event, migrate
 from tests.ledger.months import id_at, month_start, partition_of
@@ -146,7 +146,9 @@ async def test_writing_usage_of_holds_scans_no_table(large: Connection) -> None:
 async def test_writing_usage_on_terms_scans_no_table(large: Connection) -> None:
     def values(number: int) -> tuple[object, ...]:
         events = [event(f"account-{number * BATCH + one}", terms=TERMS) for one in range(BATCH)]
-        return (*full_columns_of(events), None, [], [], *(terms_of(events) or ()))
+        terms = term_columns()
+        terms.add(terms_in(events))
+        return (*full_columns_of(events), None, [], [], *terms.full())
 
     assert await scans_of(large, QUERIES["record_usage_on_terms"], values) == {}
 
