@@ -12,7 +12,7 @@ from typing import TypeVar
 import asyncpg
 
 from gateway.ledger_telling import SumsFirst, SumsThatRise
-from gateway.usage_columns import Columns, by_id, have_terms, term_columns, terms_in
+from gateway.usage_columns import Columns, Sums, by_id, have_terms, term_columns, terms_in
 from gateway.usage_events import UsageEvent, WindowUsage
 
 Row = TypeVar("Row")
@@ -59,18 +59,20 @@ class Turns:
             if at < len(rows):
                 count = await self.next(len(rows))
 
-    async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[str], list[str]]:
+    async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[object], list[str]]:
         """What the ledger's statements have as their first parameters, and as their last; none where none has terms."""
         columns = Columns()
         if not have_terms(events):
+            sums = Sums()
             async for piece in self.pieces(by_id(events)):
                 columns.add(piece)
-            return columns.short(), []
+                sums.add(piece)
+            return [*columns.short(), *sums.literals()], []
         terms = term_columns()
         async for piece in self.pieces(events):
             columns.add(piece)
             terms.add(terms_in(piece))
-        return columns.full(), terms.full()
+        return [*columns.full()], terms.full()
 
     async def tell(
         self, events: Sequence[UsageEvent], row: asyncpg.Record, listener: Listener, *, are_held: bool

@@ -14,6 +14,9 @@ _TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request
 _OWN_FIELDS = frozenset(("event_id", "cast_id", "request_id"))  # of each event; the last two may be of none
 _NO_TERMS = Terms()
 _id_of = itemgetter(UsageEvent._fields.index("event_id"))
+_account_of = itemgetter(UsageEvent._fields.index("account_id"))
+_cost_of = itemgetter(UsageEvent._fields.index("cost_microcents"))
+_occurred_of = itemgetter(UsageEvent._fields.index("occurred_ms"))
 _terms_of = itemgetter(UsageEvent._fields.index("terms"))
 
 
@@ -64,6 +67,45 @@ class Columns:
         return f"{{{','.join(texts)}}}"
 
 
+class Sums:
+    """What the events of each account come to, added piece by piece, and from when to when they are."""
+
+    __slots__ = ("_newest_ms", "_of_accounts", "_oldest_ms")
+
+    def __init__(self) -> None:
+        self._of_accounts: dict[str, tuple[int, int]] = {}  # microcents, calls
+        self._oldest_ms: int | None = None
+        self._newest_ms: int | None = None
+
+    def add(self, events: Sequence[UsageEvent]) -> None:
+        """At least one."""
+        accounts = list(map(_account_of, events))
+        if accounts.count(accounts[0]) == len(accounts):
+            self._add(accounts[0], sum(map(_cost_of, events)), len(accounts))
+        else:
+            for account_id, cost in zip(accounts, map(_cost_of, events), strict=True):
+                self._add(account_id, cost, 1)
+        oldest_ms, newest_ms = min(map(_occurred_of, events)), max(map(_occurred_of, events))
+        self._oldest_ms = oldest_ms if self._oldest_ms is None else min(self._oldest_ms, oldest_ms)
+        self._newest_ms = newest_ms if self._newest_ms is None else max(self._newest_ms, newest_ms)
+
+    def literals(self) -> list[object]:
+        """Accounts in order, what they come to, how many events they have; the first and the last moment."""
+        accounts = sorted(self._of_accounts)
+        sums = [self._of_accounts[account_id] for account_id in accounts]
+        return [
+            f"{{{_texts(tuple(accounts))}}}" if accounts else "{}",
+            f"{{{','.join([str(cost) for cost, _ in sums])}}}",
+            f"{{{','.join([str(calls) for _, calls in sums])}}}",
+            self._oldest_ms,
+            self._newest_ms,
+        ]
+
+    def _add(self, account_id: str, cost_microcents: int, calls: int) -> None:
+        cost, count = self._of_accounts.get(account_id, (0, 0))
+        self._of_accounts[account_id] = (cost + cost_microcents, count + calls)
+
+
 def by_id(events: Sequence[UsageEvent]) -> list[UsageEvent]:
     """In the order that keeps two writers of the same events from waiting for each other."""
     return sorted(events, key=_id_of)
@@ -84,12 +126,13 @@ def terms_in(events: Sequence[UsageEvent]) -> list[Terms]:
     return [event.terms or _NO_TERMS for event in events]
 
 
-def columns_of(events: Sequence[UsageEvent]) -> list[str]:
+def columns_of(events: Sequence[UsageEvent]) -> list[object]:
     """``events`` as the first parameters of record_usage."""
-    columns = Columns()
+    columns, sums = Columns(), Sums()
     if events:
         columns.add(by_id(events))
-    return columns.short()
+        sums.add(events)
+    return [*columns.short(), *sums.literals()]
 
 
 def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:
