@@ -59,7 +59,7 @@ _LATE_CASTS_PAUSE_S = 1.0
 # By itself a batch costs Postgres as much as some tens of events: where so many came within the interval, they wait
 # until there are enough, for so many intervals at most (docs/decisions/0059, 0063).
 _BUSY_EVENTS = 64
-_ENOUGH_EVENTS = int(__import__("os").environ.get("ENOUGH", "400"))
+_ENOUGH_EVENTS = 400
 _BUSY_INTERVALS = 3
 # Dropped events logged one by one; the rest of a batch is summed up.
 _LOGGED_MAX = 100

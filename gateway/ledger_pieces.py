@@ -25,6 +25,10 @@ PIECE_EVENTS = 128
 PIECE_EVENTS_PER_S = 250_000
 # Where as many wait as are being written it has: then all is done at once.
 ALL_EVENTS = 2**31
+# Postgres lets others have its processor after so many events, and so many times in a batch: it then waits for its turn,
+# which may take milliseconds, and has to write more than comes meanwhile.
+POSTGRES_PIECE_EVENTS = 100
+POSTGRES_PAUSES_MAX = 10
 # Sums that may be told with each piece: more are told once, and first.
 RISING_SUMS_MAX = 64
 
@@ -50,6 +54,11 @@ class Turns:
         self._count = max(PIECE_EVENTS, int((self._clock() - began_s) * PIECE_EVENTS_PER_S))
         return ALL_EVENTS if self._waiting() >= events else self._count
 
+    def _postgres_piece(self, events: int) -> int | None:
+        if self._waiting() >= events:
+            return None
+        return max(POSTGRES_PIECE_EVENTS, events // POSTGRES_PAUSES_MAX)
+
     async def pieces(self, rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
         """``rows`` in their order, with a turn between each two pieces."""
         at, count = 0, self.first(len(rows))
@@ -67,7 +76,7 @@ class Turns:
             async for piece in self.pieces(by_id(events)):
                 columns.add(piece)
                 sums.add(piece)
-            return [*columns.short(), *sums.literals()], []
+            return [*columns.short(), *sums.parameters(), self._postgres_piece(len(events))], []
         terms = term_columns()
         async for piece in self.pieces(events):
             columns.add(piece)

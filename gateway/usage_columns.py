@@ -89,17 +89,12 @@ class Sums:
         self._oldest_ms = oldest_ms if self._oldest_ms is None else min(self._oldest_ms, oldest_ms)
         self._newest_ms = newest_ms if self._newest_ms is None else max(self._newest_ms, newest_ms)
 
-    def literals(self) -> list[object]:
+    def parameters(self) -> list[object]:
         """Accounts in order, what they come to, how many events they have; the first and the last moment."""
         accounts = sorted(self._of_accounts)
-        sums = [self._of_accounts[account_id] for account_id in accounts]
-        return [
-            f"{{{_texts(tuple(accounts))}}}" if accounts else "{}",
-            f"{{{','.join([str(cost) for cost, _ in sums])}}}",
-            f"{{{','.join([str(calls) for _, calls in sums])}}}",
-            self._oldest_ms,
-            self._newest_ms,
-        ]
+        columns = (tuple(accounts), *zip(*[self._of_accounts[one] for one in accounts], strict=True))
+        literals = [_texts(columns[0]), *map(_integers, columns[1:])] if accounts else [""] * 3
+        return [*[f"{{{literal}}}" for literal in literals], self._oldest_ms, self._newest_ms]
 
     def _add(self, account_id: str, cost_microcents: int, calls: int) -> None:
         cost, count = self._of_accounts.get(account_id, (0, 0))
@@ -132,7 +127,7 @@ def columns_of(events: Sequence[UsageEvent]) -> list[object]:
     if events:
         columns.add(by_id(events))
         sums.add(events)
-    return [*columns.short(), *sums.literals()]
+    return [*columns.short(), *sums.parameters(), None]
 
 
 def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:

@@ -1,6 +1,8 @@
--- x
+-- The ledger's batch in pieces that leave the processor to others, and with sums that the worker has made
+-- (docs/decisions/0066).
 BEGIN;
 
+-- What casts cost, by the operator's statement: as in 0011, but where all cost the same that is divided once.
 CREATE OR REPLACE FUNCTION castgate_charge_casts(
     cast_cost_sql     text,
     cast_ids          text[],
@@ -63,6 +65,11 @@ BEGIN
 END
 $$;
 
+-- Writes the usual batch: what castgate_write_usage (0014) does, which workers of earlier versions go on calling, in the same
+-- statements and with the same answer. Two things differ:
+-- - What the events of each account come to is told and not summed up here.
+-- - A batch of a thousand events is some milliseconds of work. Where Postgres shares its processors with what answers calls,
+--   these would wait for as long. So it lets go of the processor after each piece, before any account is locked.
 CREATE OR REPLACE FUNCTION castgate_write_batch(
     event_ids          uuid[],
     account_ids        text[],
@@ -74,10 +81,11 @@ CREATE OR REPLACE FUNCTION castgate_write_batch(
     cast_ids           text[],
     request_ids        text[],
     sum_accounts       text[],    -- each account of the events once, in order, with
-    sum_microcents     bigint[],  -- what they come to, and
+    sum_microcents     bigint[],  -- what its events come to, and
     sum_calls          bigint[],  -- how many they are
     oldest_ms          bigint,    -- the first and the last moment of all events
     newest_ms          bigint,
+    piece              integer,   -- after so many events others have a turn; NULL: all at once
     cast_cost_sql      text,
     late_cast_ids      text[],
     late_microcents    bigint[],
@@ -112,7 +120,6 @@ DECLARE
     one_status  constant smallint := CASE WHEN cardinality(upstream_statuses) = 1 THEN upstream_statuses[1] END;
     one_outcome constant text := CASE WHEN cardinality(outcomes) = 1 THEN outcomes[1] END;
     charged     record;
-    piece       constant integer := greatest(200, number / 8);
     oldest      constant timestamptz := timestamptz 'epoch' + oldest_ms * interval '1 millisecond';
     newest      constant timestamptz := timestamptz 'epoch' + newest_ms * interval '1 millisecond';
     accounts    text[];
@@ -131,6 +138,10 @@ BEGIN
 
     IF number > 0 THEN
         BEGIN
+            IF number > piece THEN  -- their parameters were read, which is work as well
+                PERFORM pg_sleep(0.001);
+            END IF;
+
             -- 1. The events. No question whether they are there: that would be a second search in the index for each, and a
             --    record in the log that says that it was not in vain.
             INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome,
@@ -169,6 +180,9 @@ BEGIN
                         SELECT unnest(cast_ids) AS cast_id, unnest(casts_late_microcents) AS cost
                     ) AS event
                     WHERE event.cast_id IS NOT NULL;
+                END IF;
+                IF number > piece THEN
+                    PERFORM pg_sleep(0.001);
                 END IF;
                 casts_late := casts_late || late_cast_ids;
                 casts_late_microcents := casts_late_microcents || late_microcents;

@@ -369,7 +369,7 @@ async def test_workers_newer_than_the_tables_spill_until_the_migration_comes(
     async def is_back() -> bool:
         return not ledger.is_failing
 
-    for name in ("0014_write_usage.rollback.sql", "0014_write_usage.sql"):
+    for name in ("0015_write_batch.rollback.sql", "0015_write_batch.sql"):
         await sql.execute((MIGRATIONS / name).read_text())
         ledger.append(event("a"))
         await until(is_spilled if "rollback" in name else is_back)

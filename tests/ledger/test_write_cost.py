@@ -63,7 +63,7 @@ async def test_a_batch_costs_the_log_and_the_pages_that_were_recorded(
     for _ in range(BATCHES):
         explained = QUERIES["record_usage"]
         for place, value in reversed(list(enumerate(batch_of(accounts), start=1))):
-            literal = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else "'{}'"
+            literal = "NULL" if value is None else "'{}'" if isinstance(value, list) else f"'{value}'"
             explained = explained.replace(f"${place}", literal)
         found = await sql.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, WAL, FORMAT JSON) {explained}")
         plan = json.loads(found)[0]["Plan"]

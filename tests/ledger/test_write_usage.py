@@ -1,6 +1,8 @@
-"""castgate_write_usage, which takes the short way where it can, answers and leaves what castgate_record_usage does."""
+"""castgate_write_batch, which takes the short way where it can, answers and leaves what castgate_record_usage does."""
 
+import asyncio
 import random
+import time
 from collections.abc import Sequence
 
 import asyncpg
@@ -16,7 +18,12 @@ from tests.ledger.months import id_at, month_start, record
 
 Connection = asyncpg.Connection
 DAY_MS = 86_400_000
-RECORD = QUERIES["record_usage"].replace("castgate_write_usage", "castgate_record_usage")
+RECORD = """
+    SELECT * FROM castgate_record_usage(
+        $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+        $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12
+    )
+"""
 CAST_SQL = (
     "UPDATE casts SET cost_cents = told.cents FROM unnest($1::text[], $2::numeric[]) AS told(id, cents) "
     "WHERE casts.id = told.id::uuid"
@@ -111,7 +118,9 @@ async def test_columns_say_once_what_all_events_share() -> None:
     events: Sequence[UsageEvent] = [event("a", request_id="r"), event("a", request_id="r")]
     ids, *rest = columns_of(events[::-1])
     assert ids == f"{{{events[0].event_id},{events[1].event_id}}}"
-    assert rest == ['{"a"}', '{"cast"}', f"{{{NOON_MS}}}", "{1000000}", "{200}", '{"posted"}', "{}", '{"r","r"}']
+    shared = ['{"a"}', '{"cast"}', f"{{{NOON_MS}}}", "{1000000}", "{200}", '{"posted"}', "{}", '{"r","r"}']
+    sums = ['{"a"}', "{2000000}", "{2}", NOON_MS, NOON_MS]
+    assert rest == [*shared, *sums, None]
     assert columns_of([event("a"), event("b"), event("a")])[1] == '{"a","b","a"}'
 
 
@@ -120,3 +129,27 @@ async def test_a_column_that_is_too_short_is_refused(sql: Connection) -> None:
     columns[1] = '{"a","b"}'
     with pytest.raises(asyncpg.NotNullViolationError, match="account_id"):
         await sql.fetchrow(QUERIES["record_usage"], *columns, None, [], [])
+
+
+async def test_a_batch_in_pieces_lets_go_of_the_processor_and_of_no_account_it_has_not_locked(
+    sql: Connection, database_url: str
+) -> None:
+    """Two events and a pause: 500 ms at least, in which others write the same account's counters."""
+    await record(sql, [event("account")])
+    columns = columns_of([event("account") for _ in range(1000)])
+    columns[-1] = 2
+    other = await asyncpg.connect(database_url)
+    began_s = time.monotonic()
+    writing = asyncio.create_task(sql.fetchrow(QUERIES["record_usage"], *columns, None, [], []))
+    try:
+        while not await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
+            assert not writing.done()
+        await record(other, [event("account")])
+        assert not writing.done()
+    finally:
+        row = await writing
+        await other.close()
+    assert time.monotonic() - began_s >= 0.5
+    assert row is not None
+    assert row["recorded"] == 1000
+    assert dict(zip(row["usage_kinds"], row["usage_microcents"], strict=True))["total/UTC/1"] == 1002 * 1_000_000
