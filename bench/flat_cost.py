@@ -251,7 +251,7 @@ async def _write(postgres: _Postgres, accounts: Sequence[str], limits: Sequence[
                 at_ms = int(time.time() * 1000)
                 hold_id = event_id()
                 events.append(UsageEvent(hold_id, account, "cast", at_ms, 1_000_000, 200, "posted", None, hold_id))
-            await postgres.connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, (), ())
+            await postgres.connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, (), (), None)
 
     await write(WRITES // 5)
     return await postgres.cpu_us(WRITES * BATCH, lambda: write(WRITES))

@@ -1,7 +1,7 @@
 """Charged calls on their way to Postgres: queued without waiting, written in batches, kept until Postgres has them.
 
-One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_write_usage
-(migrations/0014_write_usage.sql): one round trip, one transaction, several statements on the server. It cannot be
+One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_write_batch
+(migrations/0015_write_batch.sql): one round trip, one transaction, several statements on the server. It cannot be
 one SQL statement: the counters must be read in a snapshot from after the account's lock, and a statement has one
 snapshot, from before (accounts.py has the whole argument). And with BEGIN … COMMIT sent by us, busy accounts would be
 locked while this process is busy or stopped.
@@ -345,8 +345,9 @@ class Ledger:
     ) -> tuple[asyncpg.Record, bool]:
         late_ids, late_costs = zip(*late, strict=True) if late else ((), ())
         columns, terms = await self._turns.columns(events)
+        last: list[str] | list[int | None] = terms or [self._turns.for_postgres(len(events))]
         query = "record_usage_on_terms" if terms else "record_usage_of_holds" if self.has_holds() else "record_usage"
-        row = await self._database.fetchrow(QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *terms)
+        row = await self._database.fetchrow(QUERIES[query], *columns, self._cast_cost_sql, late_ids, late_costs, *last)
         assert row is not None, "a function with OUT parameters gives one row"
         return row, bool(terms)
 

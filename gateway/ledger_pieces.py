@@ -12,7 +12,7 @@ from typing import TypeVar
 import asyncpg
 
 from gateway.ledger_telling import SumsFirst, SumsThatRise
-from gateway.usage_columns import Columns, Sums, by_id, have_terms, term_columns, terms_in
+from gateway.usage_columns import Columns, by_id, have_terms, term_columns, terms_in
 from gateway.usage_events import UsageEvent, WindowUsage
 
 Row = TypeVar("Row")
@@ -25,8 +25,8 @@ PIECE_EVENTS = 128
 PIECE_EVENTS_PER_S = 250_000
 # Where as many wait as are being written it has: then all is done at once.
 ALL_EVENTS = 2**31
-# Postgres lets others have its processor after so many events, and so many times in a batch: it then waits for its turn,
-# which may take milliseconds, and has to write more than comes meanwhile.
+# Postgres lets others have its processor after so many events (docs/decisions/0066), but not more than so many times in
+# a batch: on a busy machine its turn comes milliseconds later.
 POSTGRES_PIECE_EVENTS = 100
 POSTGRES_PAUSES_MAX = 10
 # Sums that may be told with each piece: more are told once, and first.
@@ -54,7 +54,8 @@ class Turns:
         self._count = max(PIECE_EVENTS, int((self._clock() - began_s) * PIECE_EVENTS_PER_S))
         return ALL_EVENTS if self._waiting() >= events else self._count
 
-    def _postgres_piece(self, events: int) -> int | None:
+    def for_postgres(self, events: int) -> int | None:
+        """How many of so many events it may write before it lets others have its processor; None: all."""
         if self._waiting() >= events:
             return None
         return max(POSTGRES_PIECE_EVENTS, events // POSTGRES_PAUSES_MAX)
@@ -68,20 +69,18 @@ class Turns:
             if at < len(rows):
                 count = await self.next(len(rows))
 
-    async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[object], list[str]]:
+    async def columns(self, events: Sequence[UsageEvent]) -> tuple[list[str], list[str]]:
         """What the ledger's statements have as their first parameters, and as their last; none where none has terms."""
         columns = Columns()
         if not have_terms(events):
-            sums = Sums()
             async for piece in self.pieces(by_id(events)):
                 columns.add(piece)
-                sums.add(piece)
-            return [*columns.short(), *sums.parameters(), self._postgres_piece(len(events))], []
+            return columns.short(), []
         terms = term_columns()
         async for piece in self.pieces(events):
             columns.add(piece)
             terms.add(terms_in(piece))
-        return [*columns.full()], terms.full()
+        return columns.full(), terms.full()
 
     async def tell(
         self, events: Sequence[UsageEvent], row: asyncpg.Record, listener: Listener, *, are_held: bool

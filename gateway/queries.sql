@@ -26,13 +26,12 @@ LEFT JOIN LATERAL (
 SELECT castgate_seed_usage($1, $2, $3, $4, $5, $6);
 
 -- name: record_usage
--- A batch of usage events as columns ($1 to $9), what they come to ($10 to $14), how many of them are written in one go ($15),
--- the operator's statement for casts ($16) or NULL, and charges of casts left over from earlier batches ($17, $18). One row
--- comes back, its columns are described at castgate_record_usage. Arrays come as literals, see usage_columns.columns_of.
+-- A batch of usage events as columns ($1 to $9), the operator's statement for casts ($10) or NULL, charges of casts left over
+-- from earlier batches ($11, $12), and how many events are written in one go ($13) or NULL. One row comes back, its columns
+-- are described at castgate_record_usage. The events come as array literals, see usage_columns.columns_of.
 SELECT * FROM castgate_write_batch(
     $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
-    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[],
-    $10::text::text[], $11::text::bigint[], $12::text::bigint[], $13, $14, $15, $16, $17, $18
+    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12, $13
 );
 
 -- name: complete_events
@@ -49,8 +48,7 @@ WITH gone AS (
 )
 SELECT * FROM castgate_write_batch(
     $1::text::uuid[], $2::text::text[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
-    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[],
-    $10::text::text[], $11::text::bigint[], $12::text::bigint[], $13, $14, $15, $16, $17, $18
+    $6::text::smallint[], $7::text::text[], $8::text::text[], $9::text::text[], $10, $11, $12, $13
 );
 
 -- name: record_usage_on_terms

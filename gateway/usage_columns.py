@@ -14,9 +14,6 @@ _TEXT_FIELDS = frozenset(("account_id", "policy", "outcome", "cast_id", "request
 _OWN_FIELDS = frozenset(("event_id", "cast_id", "request_id"))  # of each event; the last two may be of none
 _NO_TERMS = Terms()
 _id_of = itemgetter(UsageEvent._fields.index("event_id"))
-_account_of = itemgetter(UsageEvent._fields.index("account_id"))
-_cost_of = itemgetter(UsageEvent._fields.index("cost_microcents"))
-_occurred_of = itemgetter(UsageEvent._fields.index("occurred_ms"))
 _terms_of = itemgetter(UsageEvent._fields.index("terms"))
 
 
@@ -67,40 +64,6 @@ class Columns:
         return f"{{{','.join(texts)}}}"
 
 
-class Sums:
-    """What the events of each account come to, added piece by piece, and from when to when they are."""
-
-    __slots__ = ("_newest_ms", "_of_accounts", "_oldest_ms")
-
-    def __init__(self) -> None:
-        self._of_accounts: dict[str, tuple[int, int]] = {}  # microcents, calls
-        self._oldest_ms: int | None = None
-        self._newest_ms: int | None = None
-
-    def add(self, events: Sequence[UsageEvent]) -> None:
-        """At least one."""
-        accounts = list(map(_account_of, events))
-        if accounts.count(accounts[0]) == len(accounts):
-            self._add(accounts[0], sum(map(_cost_of, events)), len(accounts))
-        else:
-            for account_id, cost in zip(accounts, map(_cost_of, events), strict=True):
-                self._add(account_id, cost, 1)
-        oldest_ms, newest_ms = min(map(_occurred_of, events)), max(map(_occurred_of, events))
-        self._oldest_ms = oldest_ms if self._oldest_ms is None else min(self._oldest_ms, oldest_ms)
-        self._newest_ms = newest_ms if self._newest_ms is None else max(self._newest_ms, newest_ms)
-
-    def parameters(self) -> list[object]:
-        """Accounts in order, what they come to, how many events they have; the first and the last moment."""
-        accounts = sorted(self._of_accounts)
-        columns = (tuple(accounts), *zip(*[self._of_accounts[one] for one in accounts], strict=True))
-        literals = [_texts(columns[0]), *map(_integers, columns[1:])] if accounts else [""] * 3
-        return [*[f"{{{literal}}}" for literal in literals], self._oldest_ms, self._newest_ms]
-
-    def _add(self, account_id: str, cost_microcents: int, calls: int) -> None:
-        cost, count = self._of_accounts.get(account_id, (0, 0))
-        self._of_accounts[account_id] = (cost + cost_microcents, count + calls)
-
-
 def by_id(events: Sequence[UsageEvent]) -> list[UsageEvent]:
     """In the order that keeps two writers of the same events from waiting for each other."""
     return sorted(events, key=_id_of)
@@ -121,13 +84,12 @@ def terms_in(events: Sequence[UsageEvent]) -> list[Terms]:
     return [event.terms or _NO_TERMS for event in events]
 
 
-def columns_of(events: Sequence[UsageEvent]) -> list[object]:
+def columns_of(events: Sequence[UsageEvent]) -> list[str]:
     """``events`` as the first parameters of record_usage."""
-    columns, sums = Columns(), Sums()
+    columns = Columns()
     if events:
         columns.add(by_id(events))
-        sums.add(events)
-    return [*columns.short(), *sums.parameters(), None]
+    return columns.short()
 
 
 def full_columns_of(events: Sequence[UsageEvent]) -> list[str]:

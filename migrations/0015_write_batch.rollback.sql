@@ -3,8 +3,7 @@
 BEGIN;
 
 DROP FUNCTION IF EXISTS castgate_write_batch(
-    uuid[], text[], text[], bigint[], bigint[], smallint[], text[], text[], text[], text[], bigint[], bigint[], bigint, bigint,
-    integer, text, text[], bigint[]
+    uuid[], text[], text[], bigint[], bigint[], smallint[], text[], text[], text[], text, text[], bigint[], integer
 );
 
 COMMIT;

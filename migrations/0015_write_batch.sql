@@ -1,5 +1,4 @@
--- The ledger's batch in pieces that leave the processor to others, and with sums that the worker has made
--- (docs/decisions/0066).
+-- The ledger's batch in pieces, between which Postgres leaves its processor to others (docs/decisions/0066).
 BEGIN;
 
 -- What casts cost, by the operator's statement: as in 0011, but where all cost the same that is divided once.
@@ -66,10 +65,9 @@ END
 $$;
 
 -- Writes the usual batch: what castgate_write_usage (0014) does, which workers of earlier versions go on calling, in the same
--- statements and with the same answer. Two things differ:
--- - What the events of each account come to is told and not summed up here.
--- - A batch of a thousand events is some milliseconds of work. Where Postgres shares its processors with what answers calls,
---   these would wait for as long. So it lets go of the processor after each piece, before any account is locked.
+-- statements and with the same answer. But a batch of a thousand events is some milliseconds of work. Where Postgres shares its
+-- processors with what answers calls, these would wait for as long; so it lets go of its processor after each piece, as long as no
+-- account is locked. And cast ids, which nearly all events have or none, are taken as they come.
 CREATE OR REPLACE FUNCTION castgate_write_batch(
     event_ids          uuid[],
     account_ids        text[],
@@ -80,15 +78,10 @@ CREATE OR REPLACE FUNCTION castgate_write_batch(
     outcomes           text[],
     cast_ids           text[],
     request_ids        text[],
-    sum_accounts       text[],    -- each account of the events once, in order, with
-    sum_microcents     bigint[],  -- what its events come to, and
-    sum_calls          bigint[],  -- how many they are
-    oldest_ms          bigint,    -- the first and the last moment of all events
-    newest_ms          bigint,
-    piece              integer,   -- after so many events others have a turn; NULL: all at once
     cast_cost_sql      text,
     late_cast_ids      text[],
     late_microcents    bigint[],
+    piece              integer,  -- after so many events others have a turn; NULL: all at once
     OUT recorded       bigint,
     OUT casts_charged  bigint,
     OUT casts_missing  bigint,
@@ -120,10 +113,12 @@ DECLARE
     one_status  constant smallint := CASE WHEN cardinality(upstream_statuses) = 1 THEN upstream_statuses[1] END;
     one_outcome constant text := CASE WHEN cardinality(outcomes) = 1 THEN outcomes[1] END;
     charged     record;
-    oldest      constant timestamptz := timestamptz 'epoch' + oldest_ms * interval '1 millisecond';
-    newest      constant timestamptz := timestamptz 'epoch' + newest_ms * interval '1 millisecond';
-    accounts    text[];
+    accounts    text[];    -- each once, with what its events come to
+    costs       bigint[];
+    numbers     bigint[];
     counted     bigint;
+    oldest      timestamptz;
+    newest      timestamptz;
     is_whole    boolean;
     more_accounts   text[];
     more_kinds      text[];
@@ -202,15 +197,26 @@ BEGIN
                     calls = counter.calls + added.calls,
                     updated_at = now()
                 FROM (
-                    SELECT unnest(sum_accounts) AS account_id, unnest(sum_microcents) AS cost, unnest(sum_calls) AS calls
+                    SELECT coalesce(event.account_id, one_account) AS account_id,
+                           sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
+                           min(coalesce(event.ms, one_ms)) AS first_ms, max(coalesce(event.ms, one_ms)) AS last_ms
+                    FROM (
+                        SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(costs_microcents) AS cost,
+                               unnest(castgate_write_batch.occurred_ms) AS ms
+                    ) AS event
+                    GROUP BY 1
+                    ORDER BY 1
                 ) AS added
                 WHERE counter.account_id = added.account_id
                   AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
                   AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1
-                RETURNING counter.account_id, counter.used_microcents, added.calls
+                RETURNING counter.account_id, counter.used_microcents, added.cost, added.calls, added.first_ms, added.last_ms
             )
-            SELECT array_agg(total.account_id), array_agg(total.used_microcents), sum(total.calls)
-            INTO accounts, usage_microcents, counted
+            SELECT array_agg(total.account_id), array_agg(total.cost), array_agg(total.calls),
+                   array_agg(total.used_microcents), sum(total.calls),
+                   timestamptz 'epoch' + min(total.first_ms) * interval '1 millisecond',
+                   timestamptz 'epoch' + max(total.last_ms) * interval '1 millisecond'
+            INTO accounts, costs, numbers, usage_microcents, counted, oldest, newest
             FROM total;
             IF counted IS DISTINCT FROM number THEN  -- the first events of an account
                 RAISE SQLSTATE 'CG001';
@@ -225,7 +231,7 @@ BEGIN
                     calls = counter.calls + CASE WHEN counter.window_start <= newest THEN added.calls ELSE 0 END,
                     updated_at = now()
                 FROM (
-                    SELECT unnest(sum_accounts) AS account_id, unnest(sum_microcents) AS cost, unnest(sum_calls) AS calls
+                    SELECT unnest(accounts) AS account_id, unnest(costs) AS cost, unnest(numbers) AS calls
                 ) AS added
                 WHERE counter.account_id = added.account_id
                   AND counter.window_end > oldest

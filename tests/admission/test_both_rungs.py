@@ -68,7 +68,7 @@ class Postgres:
 
     def post(self, event: UsageEvent) -> list[tuple[str, str, int, int]]:
         row = self._runner.run(
-            self._connection.fetchrow(QUERIES["record_usage_of_holds"], *event_columns([event]), None, [], [])
+            self._connection.fetchrow(QUERIES["record_usage_of_holds"], *event_columns([event]), None, [], [], None)
         )
         assert row is not None
         names = ("usage_accounts", "usage_kinds", "usage_start_ms", "usage_microcents")

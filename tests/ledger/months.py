@@ -36,7 +36,7 @@ def id_at(at: datetime) -> str:
 
 async def record(connection: "asyncpg.Connection[asyncpg.Record]", events: Sequence[UsageEvent]) -> asyncpg.Record:
     """What castgate_record_usage answers."""
-    row = await connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, [], [])
+    row = await connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, [], [], None)
     assert row is not None
     return row
 

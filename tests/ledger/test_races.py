@@ -32,7 +32,7 @@ def windows_at(at_ms: int, limits: Sequence[BudgetLimit]) -> dict[str, Window]:
 
 
 async def record(connection: Connection, events: Sequence[UsageEvent]) -> asyncpg.Record:
-    row = await connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, [], [])
+    row = await connection.fetchrow(QUERIES["record_usage"], *columns_of(events), None, [], [], None)
     assert row is not None
     return row
 

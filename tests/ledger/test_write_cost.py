@@ -47,7 +47,7 @@ async def batch_of(sql: Connection) -> Callable[[int], tuple[object, ...]]:
         place += count if count > 1 else 0
         # The moments of calls that were admitted in batches of 16, and a request id of its own for each.
         calls = [event(name, occurred_ms=NOON_MS + at // 16, request_id="r" * 32) for at, name in enumerate(names)]
-        return (*columns_of(calls), None, [], [])
+        return (*columns_of(calls), None, [], [], None)
 
     return batch
 
@@ -63,7 +63,7 @@ async def test_a_batch_costs_the_log_and_the_pages_that_were_recorded(
     for _ in range(BATCHES):
         explained = QUERIES["record_usage"]
         for place, value in reversed(list(enumerate(batch_of(accounts), start=1))):
-            literal = "NULL" if value is None else "'{}'" if isinstance(value, list) else f"'{value}'"
+            literal = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else "'{}'"
             explained = explained.replace(f"${place}", literal)
         found = await sql.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, WAL, FORMAT JSON) {explained}")
         plan = json.loads(found)[0]["Plan"]
