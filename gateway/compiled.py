@@ -1,0 +1,87 @@
+"""The hot path as machine code: the same sources, compiled by mypyc where ``./dev compile`` or an image's build did so.
+
+What was compiled lies beside the installed packages, with a digest of the sources that it was made of. A worker takes
+it if that is the digest of the sources that it has, and interprets these otherwise: after an edit, under another
+Python, or where nothing was compiled, nothing differs but the speed (docs/decisions/0067). Nobody but a worker takes it.
+"""
+
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+# One group: calls from one to another are calls of C functions. What they share with each other in types must be in it, and
+# what is imported before ``use`` must not.
+MODULES = (
+    *("policy.costs", "policy.rules", "policy.verdicts"),
+    *("relay.added", "relay.alike", "relay.balancer", "relay.call", "relay.capture", "relay.client", "relay.conformance"),
+    *("relay.counters", "relay.cut_short", "relay.endings", "relay.exchange", "relay.first_met", "relay.forwarding"),
+    *("relay.heads", "relay.idempotency", "relay.known", "relay.meter", "relay.observed", "relay.pool", "relay.rate_keys"),
+    *("relay.refusals", "relay.relay", "relay.request", "relay.request_reader", "relay.server_events", "relay.settle"),
+    *("relay.shadow", "relay.traceparent", "relay.upstream"),
+    *("admission", "admission_batch", "admission_holds", "admission_lane", "admission_settle", "admission_verdicts"),
+    *("credentials", "identify", "ledger", "metrics", "observer", "redis_store", "usage_columns", "usage_events"),
+)
+GROUP = "castgate"  # its library is the module ``castgate__mypyc``
+SWITCH = "CASTGATE_COMPILED"  # 0 in the environment: sources are interpreted
+DIGEST = "digest"
+
+_SOURCES = Path(__file__).resolve().parent
+
+
+def folder() -> Path:
+    """Where what was compiled for this Python is, or would be: a file for each module, named as it is imported."""
+    return Path(sysconfig.get_path("platlib")) / "castgate_compiled"
+
+
+def sources() -> dict[str, Path]:
+    """The files of MODULES, by the names by which they are imported."""
+    return {f"gateway.{name}": _SOURCES / f"{name.replace('.', '/')}.py" for name in MODULES}
+
+
+def digest() -> str:
+    """Of the sources, and of what they are compiled for."""
+    found = sha256(f"{sys.implementation.cache_tag} {sys.platform} {platform.machine()}\n".encode())
+    for name, path in sources().items():
+        text = path.read_bytes()
+        found.update(f"{name} {len(text)}\n".encode() + text)
+    return found.hexdigest()
+
+
+def why_interpreted() -> str:
+    """Why a worker interprets its sources; blank where it runs what was compiled."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    try:
+        made_of = (folder() / DIGEST).read_text(encoding="ascii")
+    except OSError:
+        return "not compiled"
+    return "" if made_of == digest() else "compiled from other sources"
+
+
+def use() -> str:
+    """Have what was compiled imported in place of its sources, of which none may have been. Gives ``why_interpreted``."""
+    reason = why_interpreted()
+    if not reason:
+        early = sorted(sys.modules.keys() & sources().keys())
+        assert not early, f"imported before what was compiled of them: {', '.join(early)}"
+        sys.meta_path.insert(0, _Finder({path.stem: path for path in folder().glob("*.so")}))
+    return reason
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self._files.get(fullname)
+        return None if file is None else spec_from_file_location(fullname, file)

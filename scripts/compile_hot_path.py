@@ -1,0 +1,116 @@
+"""Compiles the worker's hot path, with the Python that runs this and for it (``gateway/compiled.py``).
+
+Needs mypy, setuptools, a C compiler and Python's headers. Nothing is replaced unless all of it was compiled.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+from gateway import compiled
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTALL = "On Debian or Ubuntu: apt-get install gcc python3-dev"
+
+
+def why_not() -> str:
+    """What is missing on this machine, and how to get it; blank where nothing is."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(os.environ.get("CC", compiler).split()[0]) is None:
+        return f"there is no C compiler ({compiler}). {INSTALL}"
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if headers.exists() else f"Python's headers are not here ({headers}). {INSTALL}"
+
+
+def compile_all(target: Path, *, optimization: str) -> None:
+    """Into ``target``, which is replaced as a whole. Raises SystemExit with what the compiler said."""
+    made_of = compiled.digest()
+    with tempfile.TemporaryDirectory(prefix="castgate-compile-") as folder:
+        build = Path(folder)
+        said = build / "said"
+        with said.open("wb") as file:
+            done = subprocess.run(
+                [sys.executable, __file__, "--build", str(build), "--optimization", optimization],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise SystemExit(f"compile: failed\n{said.read_text(errors='replace')[-4000:]}")
+        new = target.with_name(f"{target.name}.new-{os.getpid()}")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        for path in (build / "out").rglob(f"*{suffix}"):
+            name = ".".join(path.relative_to(build / "out").parts).removesuffix(suffix)
+            shutil.copy(path, new / f"{name}.so")
+        (new / compiled.DIGEST).write_text(made_of, encoding="ascii")
+        with contextlib.suppress(FileNotFoundError):
+            old = target.with_name(f"{target.name}.old-{os.getpid()}")
+            target.rename(old)
+            shutil.rmtree(old)
+        new.rename(target)
+
+
+def build_in(folder: Path, optimization: str) -> None:
+    """In a process of its own, as both libraries write to standard output and leave by ``sys.exit``."""
+    from mypyc.build import mypycify  # noqa: PLC0415  takes half a second, and is not everywhere
+    from setuptools import setup  # noqa: PLC0415
+
+    # Their mypy is to look at the sources that are in ROOT, as named there.
+    os.chdir(ROOT)
+    paths = [str(path.relative_to(ROOT)) for path in compiled.sources().values()]
+    extensions = mypycify(
+        [f"--cache-dir={folder / 'mypy'}", *paths],
+        opt_level=optimization,
+        debug_level="0",
+        group_name=compiled.GROUP,
+        target_dir=str(folder / "c"),
+    )
+    for one in extensions:
+        one.extra_link_args.append("-Wl,-s")  # symbols are of no use where no debugger is
+    setup(
+        name="castgate-compiled",
+        ext_modules=extensions,
+        script_args=["-q", "build_ext", f"--build-lib={folder / 'out'}", f"--build-temp={folder / 'o'}"],
+    )
+
+
+def main() -> None:
+    """``./dev compile``."""
+    parser = argparse.ArgumentParser(prog="./dev compile", description=__doc__, add_help=True)
+    parser.add_argument("--remove", action="store_true", help="interpret the sources again")
+    parser.add_argument("--force", action="store_true", help="also where what is there is of the same sources")
+    parser.add_argument("--optimization", default="3", choices=("0", "1", "2", "3"), help="the C compiler's (default: 3)")
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    target = compiled.folder()
+    if asked.build is not None:
+        build_in(asked.build, asked.optimization)
+        return
+    if asked.remove:
+        shutil.rmtree(target, ignore_errors=True)
+        print("compile: removed; workers interpret their sources")
+        return
+    os.environ.pop(compiled.SWITCH, None)
+    if not asked.force and not compiled.why_interpreted():
+        print("compile: up to date")
+        return
+    if reason := why_not():
+        raise SystemExit(f"compile: {reason}")
+    print(f"compile: {len(compiled.MODULES)} modules, which takes a minute …", flush=True)
+    began_s = time.monotonic()
+    compile_all(target, optimization=asked.optimization)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"compile: done in {time.monotonic() - began_s:.0f} s, {size / 1e6:.1f} MB in {target}")
+
+
+if __name__ == "__main__":
+    main()
