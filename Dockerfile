@@ -1,13 +1,16 @@
-# Castgate for production: the program, its locked dependencies and its configuration; no compiler, no pip, none of the
-# servers that ./dev up embeds. tests/deploy/test_image.py executes these steps.
+# Castgate for production: the program, its hot path compiled, its locked dependencies and its configuration; no compiler, no
+# pip, none of the servers that ./dev up embeds. tests/deploy/test_image.py executes these steps.
 #
 #   docker build -t castgate .
 #   docker run --read-only --tmpfs /tmp -p 8080:8080 --env-file castgate.env castgate
 #
-# For builds that repeat to the byte, pin the base by digest: --build-arg PYTHON=3.13-slim-trixie@sha256:…
+# For builds that repeat, pin both bases by digest: --build-arg PYTHON=3.13-slim-trixie@sha256:… --build-arg BUILD=…
 ARG PYTHON=3.13-slim-trixie
+# The same Python on the same system, with a C compiler.
+ARG BUILD=3.13-trixie
 
-FROM python:${PYTHON} AS build
+FROM python:${BUILD} AS build
+ARG OPTIMIZATION=2
 WORKDIR /src
 COPY requirements/build.txt requirements/build.txt
 RUN python -m venv /opt/castgate \
@@ -17,10 +20,13 @@ COPY pyproject.toml README.md config.yaml ./
 COPY migrations/ migrations/
 COPY policies/ policies/
 COPY gateway/ gateway/
+COPY scripts/compile_hot_path.py scripts/
 RUN /opt/castgate/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check \
         --no-deps --no-build-isolation . \
+ && /opt/castgate/bin/python -m scripts.compile_hot_path --optimization ${OPTIMIZATION} \
+ && /opt/castgate/bin/pip uninstall -y -q mypy ast-serialize librt mypy-extensions pathspec setuptools \
  && /opt/castgate/bin/python -m compileall -q /opt/castgate/lib \
- && /opt/castgate/bin/pip uninstall -y -q setuptools pip
+ && /opt/castgate/bin/pip uninstall -y -q pip
 
 FROM python:${PYTHON}
 COPY --from=build /opt/castgate /opt/castgate

@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from zlib import crc32
 
 import structlog
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.config.settings import Settings
     from gateway.database import Database
-    from gateway.ledger import Ledger
+    from gateway.ledger import UsageEvent
     from gateway.metrics import Metrics
     from gateway.tasks import Tasks
 
@@ -81,6 +81,13 @@ _log = structlog.get_logger()
 _hold_of = tuple.__new__
 
 
+class Charges(Protocol):
+    """What the holds of dead workers become."""
+
+    def append(self, event: "UsageEvent") -> None:
+        """Take ``event`` on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetState:
     """Microcents used by ``BudgetLimit.kind`` in the windows that now are; ``held`` counts against each of them."""
@@ -98,7 +105,7 @@ class Admission:
         worker_id: str,
         settings: "Settings",
         accounts: Facts,
-        ledger: "Ledger",
+        ledger: "Charges",
         rules: Callable[[], Rules],
         tasks: "Tasks",
         metrics: "Metrics",
@@ -322,7 +329,7 @@ class Admission:
             account_id = ask.account.account_id
             if ask.known is not None:
                 ask.known.exhausted = None
-        return Hold(hold_id, account_id, ask.hold_microcents, now_ms, left)
+        return _hold_of(Hold, (hold_id, account_id, ask.hold_microcents, now_ms, left))
 
     def _not_admitted(self, ask: Ask, outcome: list[int], now_ms: int) -> None:
         ask.group = None

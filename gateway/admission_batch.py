@@ -7,7 +7,6 @@ under a plan (``Shape``). A batch names each once and its calls by number, so a 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -35,7 +34,6 @@ _plain = re.compile(r"[!#-\[\]-~]{1,128}").fullmatch
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass(slots=True, eq=False)
 class Ask:
     """One call that wants to pass. ``rate_keys`` has the key's value for each of ``policy.rate_limits``, and
     ``weights`` what the call weighs in it; None where it weighs what is usual under the policy.
@@ -44,30 +42,64 @@ class Ask:
     ``done`` hears the verdict, once; that may be before ``Admission.ask`` returns.
     """
 
-    account: "Account | None"
-    hold_microcents: int
-    policy: Policy
-    rate_keys: tuple[str, ...]
-    done: Callable[[Verdict], None]
-    weights: tuple[int, ...] | None = None
-    key: str = ""  # a digest of the call's idempotency key
-    is_repeat: bool = field(init=False, default=False)  # the key is billed: the call holds nothing
-    # Admission's own from here on.
-    lane: "Lane" = field(init=False)
-    known: "Known | None" = field(init=False)
-    shape: "Shape" = field(init=False)
-    hold_id: str = field(init=False)  # blank where nothing is to be held
-    units: int = field(init=False, default=0)  # of the policy's free tier, that it counts at most, or is known to count
-    retries: int = field(init=False, default=0)
-    doubts: int = field(init=False, default=0)  # how often a refusal was not taken at its word
-    # Of one that holds something, from its admission to its settling.
-    group: "Group | None" = field(init=False, default=None)
-    place: int = field(init=False)  # its bit in the group's masks
-    admitted_ms: int = field(init=False)
-    has_ended: bool = field(init=False, default=False)  # its slots are free, and ``hold_microcents`` is what it costs
-    # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
-    in_memory: bool = field(init=False, default=False)
-    rate_denial: tuple[int, int] | None = field(init=False, default=None)
+    __slots__ = (
+        "account",
+        "admitted_ms",
+        "done",
+        "doubts",
+        "group",
+        "has_ended",
+        "hold_id",
+        "hold_microcents",
+        "in_memory",
+        "is_repeat",
+        "key",
+        "known",
+        "lane",
+        "place",
+        "policy",
+        "rate_denial",
+        "rate_keys",
+        "retries",
+        "shape",
+        "units",
+        "weights",
+    )
+
+    def __init__(
+        self,
+        account: "Account | None",
+        hold_microcents: int,
+        policy: Policy,
+        rate_keys: tuple[str, ...],
+        done: Callable[[Verdict], None],
+        weights: tuple[int, ...] | None = None,
+        key: str = "",
+    ) -> None:
+        self.account = account
+        self.hold_microcents = hold_microcents
+        self.policy = policy
+        self.rate_keys = rate_keys
+        self.done = done
+        self.weights = weights
+        self.key = key  # a digest of the call's idempotency key
+        self.is_repeat = False  # the key is billed: the call holds nothing
+        # Admission's own from here on.
+        self.lane: Lane
+        self.known: Known | None
+        self.shape: Shape
+        self.hold_id: str  # blank where nothing is to be held
+        self.units = 0  # of the policy's free tier, that it counts at most, or is known to count
+        self.retries = 0
+        self.doubts = 0  # how often a refusal was not taken at its word
+        # Of one that holds something, from its admission to its settling.
+        self.group: Group | None = None
+        self.place: int  # its bit in the group's masks
+        self.admitted_ms: int
+        self.has_ended = False  # its slots are free, and ``hold_microcents`` is what it costs
+        # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
+        self.in_memory = False
+        self.rate_denial: tuple[int, int] | None = None
 
     @property
     def weighs(self) -> tuple[int, ...]:
@@ -92,12 +124,14 @@ class Ask:
         return terms_at(self.policy, at_ms, self.units, self.key)
 
 
-@dataclass(slots=True, eq=False)
 class Group:
     """Like calls of one batch, which Redis has as one entry (``lua/groups.lua``); ``ids`` with commas between."""
 
-    name: str
-    ids: str
+    __slots__ = ("ids", "name")
+
+    def __init__(self, name: str, ids: str) -> None:
+        self.name = name
+        self.ids = ids
 
 
 class _Named:

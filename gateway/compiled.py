@@ -20,7 +20,7 @@ from types import ModuleType
 # One group: calls from one to another are calls of C functions. What they share with each other in types must be in it, and
 # what is imported before ``use`` must not.
 MODULES = (
-    *("policy.costs", "policy.rules", "policy.verdicts"),
+    "policy.verdicts",
     *("relay.added", "relay.alike", "relay.balancer", "relay.call", "relay.capture", "relay.client", "relay.conformance"),
     *("relay.counters", "relay.cut_short", "relay.endings", "relay.exchange", "relay.first_met", "relay.forwarding"),
     *("relay.heads", "relay.idempotency", "relay.known", "relay.meter", "relay.observed", "relay.pool", "relay.rate_keys"),
@@ -30,7 +30,7 @@ MODULES = (
     *("credentials", "identify", "ledger", "metrics", "observer", "redis_store", "usage_columns", "usage_events"),
 )
 GROUP = "castgate"  # its library is the module ``castgate__mypyc``
-SWITCH = "CASTGATE_COMPILED"  # 0 in the environment: sources are interpreted
+SWITCH = "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
 DIGEST = "digest"
 
 _SOURCES = Path(__file__).resolve().parent
@@ -38,7 +38,8 @@ _SOURCES = Path(__file__).resolve().parent
 
 def folder() -> Path:
     """Where what was compiled for this Python is, or would be: a file for each module, named as it is imported."""
-    return Path(sysconfig.get_path("platlib")) / "castgate_compiled"
+    told = os.environ.get(SWITCH)
+    return Path(told) if told and told != "0" else Path(sysconfig.get_path("platlib")) / "castgate_compiled"
 
 
 def sources() -> dict[str, Path]:
@@ -67,11 +68,14 @@ def why_interpreted() -> str:
 
 
 def use() -> str:
-    """Have what was compiled imported in place of its sources, of which none may have been. Gives ``why_interpreted``."""
+    """Have what was compiled imported in place of its sources; where one of these was already, all are interpreted.
+
+    Gives ``why_interpreted``, or that.
+    """
     reason = why_interpreted()
     if not reason:
-        early = sorted(sys.modules.keys() & sources().keys())
-        assert not early, f"imported before what was compiled of them: {', '.join(early)}"
+        if sys.modules.keys() & sources().keys():
+            return "sources were imported already"
         sys.meta_path.insert(0, _Finder({path.stem: path for path in folder().glob("*.so")}))
     return reason
 

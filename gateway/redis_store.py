@@ -93,7 +93,7 @@ def encoded(*parts: str | int | bytes) -> bytes:
     return b"".join(pieces)
 
 
-class RedisLink(asyncio.Protocol):
+class RedisLink:
     """An open connection. ``lost`` is called once, with one line of reason, when it ends other than by ``close``."""
 
     def __init__(self, lost: Callable[[str], None]) -> None:
@@ -186,13 +186,14 @@ async def connect(server: Server, *, timeout_s: float, lost: Callable[[str], Non
     """A connection that has logged in and selected its database. Raises RedisLostError."""
     loop = asyncio.get_running_loop()
     link = RedisLink(lost)
+    protocol = cast("asyncio.Protocol", link)
     ready = False
     try:
         async with asyncio.timeout(timeout_s):
             if server.path:
-                await loop.create_unix_connection(lambda: link, server.path)
+                await loop.create_unix_connection(lambda: protocol, server.path)
             else:
-                await loop.create_connection(lambda: link, server.host, server.port, ssl=server.tls)
+                await loop.create_connection(lambda: protocol, server.host, server.port, ssl=server.tls)
             if server.login:
                 await link.call("AUTH", *server.login)
             if server.db:

@@ -11,7 +11,7 @@ import gc
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.accounts import Accounts
 from gateway.admission import Admission
@@ -272,8 +272,8 @@ class Worker:
     async def _listen(self, listener: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
 
-        def factory() -> ClientConnection:
-            return ClientConnection(self._relay)
+        def factory() -> asyncio.Protocol:
+            return cast("asyncio.Protocol", ClientConnection(self._relay))
 
         options: dict[str, Any] = {"sock": listener, "backlog": self._settings.listen.backlog}
         if self._tls is not None:

@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="./dev compile", description=__doc__, add_help=True)
     parser.add_argument("--remove", action="store_true", help="interpret the sources again")
     parser.add_argument("--force", action="store_true", help="also where what is there is of the same sources")
-    parser.add_argument("--optimization", default="3", choices=("0", "1", "2", "3"), help="the C compiler's (default: 3)")
+    parser.add_argument("--optimization", default="2", choices=("0", "1", "2", "3"), help="the C compiler's (default: 2)")
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     target = compiled.folder()
@@ -99,7 +99,8 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         print("compile: removed; workers interpret their sources")
         return
-    os.environ.pop(compiled.SWITCH, None)
+    if os.environ.get(compiled.SWITCH) == "0":
+        raise SystemExit(f"compile: {compiled.SWITCH} is 0: what is compiled would not be used")
     if not asked.force and not compiled.why_interpreted():
         print("compile: up to date")
         return

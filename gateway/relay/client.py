@@ -33,7 +33,7 @@ _LINGER_BYTES_MAX = 1024 * 1024
 _LINGER_TIMEOUT_S = 2.0
 
 
-class ClientConnection(RequestReader, asyncio.Protocol):
+class ClientConnection(RequestReader):
     """A downstream connection: runs the exchanges of its requests one after the other, and writes the answers."""
 
     __slots__ = (

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from gateway.relay.known import KnownAnswers
 from gateway.relay.upstream import UpstreamConnection
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gateway.relay.exchange import Exchange
     from gateway.relay.relay import Relay
 
-Connector = Callable[[Callable[[], UpstreamConnection]], Awaitable[object]]
+# Connects the protocol that it is given.
+Connector = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
 
 
 class Owner(Protocol):
@@ -85,10 +86,11 @@ class Pool:
 
     async def _connect(self) -> None:
         connection = UpstreamConnection(self._relay, self)
+        protocol = cast("asyncio.Protocol", connection)
         error: OSError | TimeoutError | None = None
         try:
             async with asyncio.timeout(self._relay.limits.connect_timeout_s):
-                await self._connector(lambda: connection)
+                await self._connector(lambda: protocol)
             if not connection.open:  # accepted and closed in one breath
                 error = ConnectionResetError("closed as soon as it was opened")
         except (OSError, TimeoutError) as failure:

@@ -17,14 +17,12 @@ from gateway.relay.forwarding import Forwarding
 from gateway.relay.heads import Fields
 from gateway.relay.rate_keys import rate_key
 from gateway.relay.request import Request
+from gateway.relay.services import Admits, Charges, Identifies
 from gateway.relay.shadow import Shadow
 
 if TYPE_CHECKING:
     from gateway.accounts import Account
-    from gateway.admission import Admission
     from gateway.config import Settings
-    from gateway.identify import Identify
-    from gateway.ledger import Ledger
     from gateway.metrics import Metrics
     from gateway.policy.verdicts import Denial
     from gateway.relay.balancer import Balancer
@@ -99,9 +97,9 @@ class Relay:
         *,
         limits: Limits,
         rules: Rules,
-        identify: "Identify",
-        admission: "Admission",
-        ledger: "Ledger",
+        identify: Identifies,
+        admission: Admits,
+        ledger: Charges,
         metrics: "Metrics",
         tasks: "Tasks",
         hosted_paths: frozenset[bytes],

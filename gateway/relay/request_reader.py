@@ -45,6 +45,7 @@ class RequestReader:
         "requests",
         "unparsed",
     )
+    __deletable__ = ("_parser",)  # mypyc's: what client.py deletes
 
     def __init__(self, relay: "Relay") -> None:
         self.relay = relay

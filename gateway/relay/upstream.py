@@ -31,7 +31,7 @@ _LENGTH_DIGITS_MAX = 18
 _FINISH_TIMEOUT_S = 2.0
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
     """One keep-alive connection to an upstream; serves one exchange at a time."""
 
     __slots__ = (
@@ -68,6 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
         "used",
         "writable",
     )
+    __deletable__ = ("_parser",)  # mypyc's
 
     def __init__(self, relay: "Relay", pool: "Pool") -> None:
         self._relay = relay

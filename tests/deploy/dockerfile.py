@@ -41,8 +41,8 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
 
 
-def build(context: Path, folder: Path) -> Image:
-    """Executes ``context/Dockerfile`` in ``folder``. Raises CalledProcessError with the output of a step that fails."""
+def build(context: Path, folder: Path, **given: str) -> Image:
+    """Executes ``context/Dockerfile`` in ``folder``, with these for its ARGs. Raises CalledProcessError with the output of a step that fails."""
     root = folder / "root"
     stages: dict[str, Path] = {}
     bin_folder = folder / "base"
@@ -53,7 +53,7 @@ def build(context: Path, folder: Path) -> Image:
     for word, rest in instructions((context / "Dockerfile").read_text()):
         if word == "ARG":
             key, _, value = rest.partition("=")
-            arguments[key] = value
+            arguments[key] = given.get(key, value)
         elif word == "FROM":
             if root.exists():  # the stage before: out of the way, so that the next has the same root
                 stages[name] = root.rename(folder / f"stage-{name}")
@@ -73,7 +73,7 @@ def build(context: Path, folder: Path) -> Image:
             subprocess.run(
                 ["sh", "-ec", _OURS.sub(f"{root}/", rest)],
                 cwd=root / workdir.lstrip("/"),
-                env={**_of_the_builder(), **image.environment, "PATH": f"{bin_folder}:/usr/bin:/bin"},
+                env={**_of_the_builder(), **arguments, **image.environment, "PATH": f"{bin_folder}:/usr/bin:/bin"},
                 check=True,
                 capture_output=True,
                 text=True,
