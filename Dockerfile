@@ -24,7 +24,7 @@ COPY scripts/compile_hot_path.py scripts/
 RUN /opt/castgate/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check \
         --no-deps --no-build-isolation . \
  && /opt/castgate/bin/python -m scripts.compile_hot_path --optimization ${OPTIMIZATION} \
- && /opt/castgate/bin/pip uninstall -y -q mypy ast-serialize librt mypy-extensions pathspec setuptools \
+ && /opt/castgate/bin/pip uninstall -y -q asyncpg-stubs types-pyyaml mypy ast-serialize librt mypy-extensions pathspec setuptools \
  && /opt/castgate/bin/python -m compileall -q /opt/castgate/lib \
  && /opt/castgate/bin/pip uninstall -y -q pip
 

@@ -37,7 +37,8 @@ def compile_all(target: Path, *, optimization: str) -> None:
         said = build / "said"
         with said.open("wb") as file:
             done = subprocess.run(
-                [sys.executable, __file__, "--build", str(build), "--optimization", optimization],
+                [sys.executable, "-m", "scripts.compile_hot_path", "--build", folder, "--optimization", optimization],
+                cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 check=False,
@@ -64,9 +65,8 @@ def build_in(folder: Path, optimization: str) -> None:
     from mypyc.build import mypycify  # noqa: PLC0415  takes half a second, and is not everywhere
     from setuptools import setup  # noqa: PLC0415
 
-    # Their mypy is to look at the sources that are in ROOT, as named there.
-    os.chdir(ROOT)
-    paths = [str(path.relative_to(ROOT)) for path in compiled.sources().values()]
+    # As named from the folder that it is run in, ROOT.
+    paths = [f"{name.replace('.', '/')}.py" for name in compiled.sources()]
     extensions = mypycify(
         [f"--cache-dir={folder / 'mypy'}", *paths],
         opt_level=optimization,

@@ -42,7 +42,10 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def build(context: Path, folder: Path, **given: str) -> Image:
-    """Executes ``context/Dockerfile`` in ``folder``, with these for its ARGs. Raises CalledProcessError with the output of a step that fails."""
+    """Executes ``context/Dockerfile`` in ``folder``; ``given`` are ARGs.
+
+    Raises CalledProcessError with the output of a step that fails.
+    """
     root = folder / "root"
     stages: dict[str, Path] = {}
     bin_folder = folder / "base"
