@@ -97,7 +97,7 @@ class Ask:
         self.place: int  # its bit in the group's masks
         self.admitted_ms: int
         self.has_ended = False  # its slots are free, and ``hold_microcents`` is what it costs
-        # Decided without Redis: whether it counts in rate limits in memory, or which of them refuses it, for how many ms.
+        # Decided without Redis: whether it counts in rate limits in memory, or which one refuses it, for how many ms.
         self.in_memory = False
         self.rate_denial: tuple[int, int] | None = None
 
@@ -175,13 +175,15 @@ class Known:
     )
 
     def __init__(
-        self, account: "Account", lane: "Lane", windows: tuple[Window, ...], rolling_until_s: float = 0.0
+        self, account: "Account", lane: "Lane | None", windows: tuple[Window, ...], rolling_until_s: float = 0.0
     ) -> None:
+        """``lane`` is None where nothing is asked by it, but only what it says to the script is wanted."""
         self.account_id = account.account_id
-        self.lane = lane
+        if lane is not None:
+            self.lane = lane
         self._of_tiers: dict[str, KnownOfTier] | None = None
         # Of another generation: what Redis has of it may be from an old snapshot, and it is seeded first.
-        self.generation = lane.generation if rolling_until_s else account.seeded
+        self.generation = lane.generation if rolling_until_s and lane is not None else account.seeded
         self.version = account.version
         self.limits = account.limits
         self.windows = windows
@@ -234,7 +236,7 @@ class KnownOfTier(Known):
     __slots__ = ("tier", "window")
 
     def __init__(self, base: Known, account: "Account", shape: "Shape", tier: FreeTier, at_ms: int) -> None:
-        super().__init__(account, base.lane, base.windows, base.rolling_until_s)
+        super().__init__(account, getattr(base, "lane", None), base.windows, base.rolling_until_s)
         self.tier = tier
         self.window = tier.window_at(at_ms)
         if not base.rolling_until_s:

@@ -1,8 +1,8 @@
 """The hot path as machine code: the same sources, compiled by mypyc where ``./dev compile`` or an image's build did so.
 
-What was compiled lies beside the installed packages, with a digest of the sources that it was made of. A worker takes
-it if that is the digest of the sources that it has, and interprets these otherwise: after an edit, under another
-Python, or where nothing was compiled, nothing differs but the speed (docs/decisions/0067). Nobody but a worker takes it.
+What was compiled lies beside the installed packages, with a digest of the sources of its time. A worker takes it if
+these are the sources that it has, and interprets them otherwise: after an edit, under another Python, or where nothing
+was compiled, nothing differs but the speed (docs/decisions/0067). Nobody but a worker takes it.
 """
 
 import os
@@ -17,20 +17,59 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-# One group: calls from one to another are calls of C functions. What they share with each other in types must be in it, and
-# what is imported before ``use`` must not.
-MODULES = (
-    "policy.verdicts",
-    *("relay.added", "relay.alike", "relay.balancer", "relay.call", "relay.capture", "relay.client", "relay.conformance"),
-    *("relay.counters", "relay.cut_short", "relay.endings", "relay.exchange", "relay.first_met", "relay.forwarding"),
-    *("relay.heads", "relay.idempotency", "relay.known", "relay.meter", "relay.observed", "relay.pool", "relay.rate_keys"),
-    *("relay.refusals", "relay.relay", "relay.request", "relay.request_reader", "relay.server_events", "relay.settle"),
-    *("relay.shadow", "relay.traceparent", "relay.upstream"),
-    *("admission", "admission_batch", "admission_holds", "admission_lane", "admission_settle", "admission_verdicts"),
-    *("credentials", "identify", "ledger", "metrics", "observer", "redis_store", "usage_columns", "usage_events"),
+# One group: calls between these are calls of C functions. None may be imported before ``use``.
+MODULES = tuple(
+    [
+        "admission",
+        "admission_batch",
+        "admission_holds",
+        "admission_lane",
+        "admission_settle",
+        "admission_verdicts",
+        "credentials",
+        "identify",
+        "ledger",
+        "metrics",
+        "observer",
+        "policy.verdicts",
+        "redis_store",
+        "relay.added",
+        "relay.alike",
+        "relay.balancer",
+        "relay.call",
+        "relay.capture",
+        "relay.client",
+        "relay.conformance",
+        "relay.counters",
+        "relay.cut_short",
+        "relay.endings",
+        "relay.exchange",
+        "relay.first_met",
+        "relay.forwarding",
+        "relay.heads",
+        "relay.idempotency",
+        "relay.known",
+        "relay.meter",
+        "relay.observed",
+        "relay.pool",
+        "relay.rate_keys",
+        "relay.refusals",
+        "relay.relay",
+        "relay.request",
+        "relay.request_reader",
+        "relay.server_events",
+        "relay.settle",
+        "relay.shadow",
+        "relay.traceparent",
+        "relay.upstream",
+        "usage_columns",
+        "usage_events",
+    ]
 )
 GROUP = "castgate"  # its library is the module ``castgate__mypyc``
-SWITCH = "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
+SWITCH = (
+    "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
+)
 DIGEST = "digest"
 
 _SOURCES = Path(__file__).resolve().parent
@@ -42,17 +81,17 @@ def folder() -> Path:
     return Path(told) if told and told != "0" else Path(sysconfig.get_path("platlib")) / "castgate_compiled"
 
 
-def sources() -> dict[str, Path]:
-    """The files of MODULES, by the names by which they are imported."""
-    return {f"gateway.{name}": _SOURCES / f"{name.replace('.', '/')}.py" for name in MODULES}
+def names() -> list[str]:
+    """What MODULES are imported as."""
+    return [f"gateway.{name}" for name in MODULES]
 
 
 def digest() -> str:
-    """Of the sources, and of what they are compiled for."""
+    """Of all sources, as what was compiled relies on the types of others, and of what it was compiled for."""
     found = sha256(f"{sys.implementation.cache_tag} {sys.platform} {platform.machine()}\n".encode())
-    for name, path in sources().items():
+    for path in sorted(_SOURCES.rglob("*.py")):
         text = path.read_bytes()
-        found.update(f"{name} {len(text)}\n".encode() + text)
+        found.update(f"{path.relative_to(_SOURCES)} {len(text)}\n".encode() + text)
     return found.hexdigest()
 
 
@@ -74,7 +113,7 @@ def use() -> str:
     """
     reason = why_interpreted()
     if not reason:
-        if sys.modules.keys() & sources().keys():
+        if not sys.modules.keys().isdisjoint(names()):
             return "sources were imported already"
         sys.meta_path.insert(0, _Finder({path.stem: path for path in folder().glob("*.so")}))
     return reason

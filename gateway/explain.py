@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 from zlib import crc32
 
 import asyncpg
@@ -47,9 +47,6 @@ from gateway.relay import conformance, heads
 from gateway.relay.rate_keys import call_weights, rate_key
 from gateway.relay.request import Request
 from gateway.tasks import Tasks
-
-if TYPE_CHECKING:
-    from gateway.admission_lane import Lane
 
 EXPLAIN = read_script("parts", "input", "reads", "accounts", "limits", "explain", parts=("tiers", *LIMIT_PARTS))
 HEADERS_MAX = 128
@@ -219,10 +216,6 @@ def _nobody(_: object) -> None:
     """Nobody waits for the verdict: the ask is only written down."""
 
 
-class _NoLane:
-    generation = 0
-
-
 async def _standing(
     loaded: Loaded, account: Account | None, ask: Ask, shape: Shape
 ) -> tuple[int, int, dict[str, int], list[tuple[int, int]], Sequence[int]]:
@@ -241,7 +234,7 @@ async def _standing(
             now_ms = int(seconds) * 1000 + int(micros) // 1000
             windows = windows_at(account.limits, now_ms) if account is not None else ()
             ask.shape, ask.hold_id = shape, ""
-            ask.known = Known(account, cast("Lane", _NoLane), windows) if account is not None else None
+            ask.known = Known(account, None, windows) if account is not None else None
             if account is not None and ask.known is not None and shape.tier is not None:
                 ask.known, ask.units = ask.known.of_tier(account, shape, shape.tier, now_ms), shape.tier.hold_units
             text = batch_text(-1, 0, "", 0, [ask], "")

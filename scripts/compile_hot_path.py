@@ -63,10 +63,10 @@ def compile_all(target: Path, *, optimization: str) -> None:
 def build_in(folder: Path, optimization: str) -> None:
     """In a process of its own, as both libraries write to standard output and leave by ``sys.exit``."""
     from mypyc.build import mypycify  # noqa: PLC0415  takes half a second, and is not everywhere
-    from setuptools import setup  # noqa: PLC0415
+    from setuptools import setup  # type: ignore[import-untyped]  # noqa: PLC0415
 
     # As named from the folder that it is run in, ROOT.
-    paths = [f"{name.replace('.', '/')}.py" for name in compiled.sources()]
+    paths = [f"{name.replace('.', '/')}.py" for name in compiled.names()]
     extensions = mypycify(
         [f"--cache-dir={folder / 'mypy'}", *paths],
         opt_level=optimization,
@@ -88,7 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="./dev compile", description=__doc__, add_help=True)
     parser.add_argument("--remove", action="store_true", help="interpret the sources again")
     parser.add_argument("--force", action="store_true", help="also where what is there is of the same sources")
-    parser.add_argument("--optimization", default="2", choices=("0", "1", "2", "3"), help="the C compiler's (default: 2)")
+    parser.add_argument(
+        "--optimization", default="2", choices=("0", "1", "2", "3"), help="the C compiler's (default: 2)"
+    )
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     target = compiled.folder()

@@ -138,7 +138,7 @@ def known_of(account_id: str, version: int, rows: Any, rolling: bool) -> Known:
         )
     account = SimpleNamespace(account_id=account_id, version=version, limits=tuple(limits), seeded=0)
     windows = tuple(Window(start, end) for _, start, end, _ in rows)
-    return Known(cast("Any", account), cast("Any", SimpleNamespace(generation=0)), windows, 1.0 if rolling else 0.0)
+    return Known(cast("Any", account), None, windows, 1.0 if rolling else 0.0)
 
 
 def _ignore(_: Verdict) -> None:

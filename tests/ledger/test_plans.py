@@ -109,8 +109,8 @@ async def _fill(url: str) -> None:
         FROM generate_series(1, {ACCOUNTS}) AS n;
         """
     )
-    # As autovacuum leaves them: it looks neither at partitioned tables nor at empty ones. What was written is told to the
-    # statistics only a second later, unless asked for.
+    # As autovacuum leaves them: it looks neither at partitioned tables nor at empty ones. The statistics hear of what
+    # was written a second later, unless told to.
     await sql.execute("SELECT pg_stat_force_next_flush()")
     for row in await sql.fetch("SELECT relname FROM pg_stat_user_tables WHERE n_live_tup > 0"):
         await sql.execute(f"VACUUM ANALYZE {row['relname']}")
