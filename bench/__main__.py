@@ -1,7 +1,9 @@
 """``./dev bench``: Castgate and its peers side by side; tables, figures as JSON, a chart, and the documents' tables."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from bench.processes import BenchError, end_children
 from bench.run import run
 from bench.scenarios import DEFAULT, QUICK, Preset, narrowed
 from bench.targets import NGINX, REPOSITORY, ROWS, WORKER_ROWS, Row
+from gateway import compiled
 
 _ALL_ROWS = (*ROWS, *WORKER_ROWS)
 _SCENARIOS = [scenario.name for scenario in DEFAULT.scenarios]
@@ -73,6 +76,19 @@ def _write(figures: Figures, chart_path: Path | None, *, documents: bool) -> Non
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _compile() -> None:
+    """Where the hot path can be compiled, it is what is measured; ``CASTGATE_COMPILED=0`` measures the sources."""
+    if compiled.why_interpreted() and os.environ.get(compiled.SWITCH) != "0":
+        _say("compiling the hot path, which takes a minute")
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.compile_hot_path"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            _say("")
+            click.echo(f"the hot path is interpreted: {done.stderr.strip()}", err=True)
 
 
 def _measured(preset: Preset, generator: str, skipped: Sequence[str]) -> Figures:
@@ -153,6 +169,8 @@ def main(
         )
         if not preset.scenarios:
             raise click.UsageError("nothing is left to measure: " + "; ".join(skipped.values() or ["see --help"]))
+        if not quick:
+            _compile()
         figures = _measured(preset, generator, list(skipped.values()))
         if json_path is not None:
             json_path.parent.mkdir(parents=True, exist_ok=True)

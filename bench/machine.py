@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.figures import MIB
 from bench.targets import found_program
+from gateway import compiled
 
 _PACKAGES = (
     "aiohttp",
@@ -41,7 +42,7 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """What was measured with what."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "hot path": hot_path()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -53,6 +54,12 @@ def versions() -> dict[str, str]:
             if number := re.search(r"\d+(?:\.\d+)+", told.stdout + told.stderr):
                 found[name] = number[0]
     return found
+
+
+def hot_path() -> str:
+    """What Castgate's workers run."""
+    reason = compiled.why_interpreted()
+    return f"interpreted ({reason})" if reason else f"compiled by mypyc {importlib.metadata.version('mypy')}"
 
 
 def _cpu_model() -> str:

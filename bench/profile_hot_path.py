@@ -38,6 +38,7 @@ def _profiled(kind: str, folder: Path) -> Target:
         plain = CASTGATE.command(place)
         path = os.pathsep.join([str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])])
         hook = {"PYTHONPATH": path, "CASTGATE_PROFILE_FOLDER": str(folder), "CASTGATE_PROFILE_KIND": kind}
+        hook[compiled.SWITCH] = "0"  # what is compiled has no frames to be seen in
         return Command(words=plain.words, environment={**plain.environment, **hook})
 
     return replace(CASTGATE, command=command)

@@ -152,7 +152,7 @@ def doubts(figures: Figures) -> list[str]:
 def origin(figures: Figures) -> str:
     """Where and when, in a line."""
     run, machine, versions = figures.json, figures.json["machine"], figures.json["versions"]
-    names = ("castgate", "python", "uvloop", "nginx", "haproxy", "envoy", "aiohttp", "wrk")
+    names = ("castgate", "hot path", "python", "uvloop", "nginx", "haproxy", "envoy", "aiohttp", "wrk")
     told = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
     return f"{run['date'][:10]}, {machine['cores']} cores ({machine['cpu']}), {machine['system']}; {told}"
 

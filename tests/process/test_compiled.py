@@ -1,0 +1,80 @@
+"""When a worker takes what was compiled, and when it interprets its sources; what is compiled: tests/deploy/test_image.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import compiled
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(code: str, **environment: str) -> str:
+    """What a Python of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from gateway import compiled\n{code}"],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One that looks as if the sources that are here had been compiled into it."""
+    (tmp_path / compiled.DIGEST).write_text(compiled.digest())
+    return tmp_path
+
+
+def test_it_is_taken_where_it_is_of_the_same_sources(folder: Path) -> None:
+    assert told("print(repr(compiled.use()))", CASTGATE_COMPILED=str(folder)) == "''"
+
+
+def test_after_an_edit_sources_are_interpreted(folder: Path) -> None:
+    digest = folder / compiled.DIGEST
+    digest.write_text(digest.read_text().swapcase()[::-1])
+    assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == "compiled from other sources"
+
+
+def test_where_nothing_was_compiled_sources_are_interpreted(tmp_path: Path) -> None:
+    assert told("print(compiled.use())", CASTGATE_COMPILED=str(tmp_path / "none")) == "not compiled"
+
+
+def test_it_can_be_switched_off() -> None:
+    assert told("print(compiled.use())", CASTGATE_COMPILED="0") == "CASTGATE_COMPILED is 0"
+
+
+def test_it_is_all_or_none(folder: Path) -> None:
+    early = "import gateway.metrics\nprint(compiled.use())"
+    assert told(early, CASTGATE_COMPILED=str(folder)) == "sources were imported already"
+
+
+def test_a_worker_imports_nothing_that_is_compiled_before_it_takes_it() -> None:
+    early = "import sys, gateway.worker_main\nprint(sorted(sys.modules.keys() & set(compiled.names())))"
+    assert told(early) == "[]"
+
+
+def test_the_digest_is_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.py", "in/b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(compiled, "_SOURCES", tmp_path)
+    found = {compiled.digest()}
+    (tmp_path / "in/b.py").write_text("2")
+    found.add(compiled.digest())
+    (tmp_path / "in/b.py").rename(tmp_path / "in/c.py")
+    found.add(compiled.digest())
+    (tmp_path / "c.txt").write_text("no source")
+    assert compiled.digest() in found
+    assert len(found) == 3
+
+
+def test_what_is_compiled_are_modules_that_there_are() -> None:
+    for name in compiled.names():
+        assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
