@@ -20,7 +20,7 @@ from bench.plain_gateway import allow_many_files
 from bench.processes import BenchError, end_children
 from bench.run import run
 from bench.scenarios import DEFAULT, QUICK, Preset, narrowed
-from bench.targets import NGINX, REPOSITORY, ROWS, WORKER_ROWS, Row
+from bench.targets import CASTGATE, NGINX, REPOSITORY, ROWS, WORKER_ROWS, Row
 from gateway import compiled
 
 _ALL_ROWS = (*ROWS, *WORKER_ROWS)
@@ -169,7 +169,9 @@ def main(
         )
         if not preset.scenarios:
             raise click.UsageError("nothing is left to measure: " + "; ".join(skipped.values() or ["see --help"]))
-        if not quick:
+        if not quick and any(
+            row.name.startswith(CASTGATE.name) for scenario in preset.scenarios for row in scenario.rows
+        ):
             _compile()
         figures = _measured(preset, generator, list(skipped.values()))
         if json_path is not None:
