@@ -25,6 +25,7 @@ from bench.report import as_markdown, as_text
 from bench.stages import stage_table
 from bench.surroundings import started, surroundings
 from bench.targets import CASTGATE, REPOSITORY, ROWS, Command, Place, Row, Target
+from gateway import compiled
 
 HOOK = Path(__file__).parent / "profile_hook"
 WARM_UP_S = 1.0

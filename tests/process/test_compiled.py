@@ -1,4 +1,4 @@
-"""When a worker takes what was compiled, and when it interprets its sources; what is compiled: tests/deploy/test_image.py."""
+"""When a worker takes what was compiled and when it interprets; what it then does: tests/deploy/test_image.py."""
 
 import os
 import subprocess
