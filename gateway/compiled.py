@@ -30,7 +30,8 @@ MODULES = (
     *("relay.refusals", "relay.relay", "relay.request", "relay.request_reader", "relay.server_events"),
     *("relay.settle", "relay.shadow", "relay.traceparent", "relay.upstream"),
 )
-GROUP = "castgate"  # its library is the module ``castgate__mypyc``
+GROUP = "castgate"
+LIBRARY = f"{GROUP}__mypyc"  # a module of its own, of which the others are doors
 SWITCH = (
     "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
 )
@@ -64,10 +65,13 @@ def why_interpreted() -> str:
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     try:
-        made_of = (folder() / DIGEST).read_text(encoding="ascii")
+        made_of = (folder() / DIGEST).read_bytes()
     except OSError:
         return "not compiled"
-    return "" if made_of == digest() else "compiled from other sources"
+    if made_of != digest().encode():
+        return "compiled from other sources"
+    missing = [name for name in (LIBRARY, *names()) if not (folder() / f"{name}.so").exists()]
+    return f"of what was compiled, {missing[0]} is missing" if missing else ""
 
 
 def use() -> str:
@@ -79,7 +83,7 @@ def use() -> str:
     if not reason:
         if not sys.modules.keys().isdisjoint(names()):
             return "sources were imported already"
-        sys.meta_path.insert(0, _Finder({path.stem: path for path in folder().glob("*.so")}))
+        sys.meta_path.insert(0, _Finder({name: folder() / f"{name}.so" for name in (LIBRARY, *names())}))
     return reason
 
 

@@ -29,6 +29,8 @@ def told(code: str, **environment: str) -> str:
 def folder(tmp_path: Path) -> Path:
     """One that looks as if the sources that are here had been compiled into it."""
     (tmp_path / compiled.DIGEST).write_text(compiled.digest())
+    for name in (compiled.LIBRARY, *compiled.names()):
+        (tmp_path / f"{name}.so").touch()
     return tmp_path
 
 
@@ -44,6 +46,17 @@ def test_after_an_edit_sources_are_interpreted(folder: Path) -> None:
 
 def test_where_nothing_was_compiled_sources_are_interpreted(tmp_path: Path) -> None:
     assert told("print(compiled.use())", CASTGATE_COMPILED=str(tmp_path / "none")) == "not compiled"
+
+
+def test_where_a_part_is_missing_all_sources_are_interpreted(folder: Path) -> None:
+    (folder / "gateway.metrics.so").unlink()
+    expected = "of what was compiled, gateway.metrics is missing"
+    assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == expected
+
+
+def test_a_digest_that_is_no_text_is_of_other_sources(folder: Path) -> None:
+    (folder / compiled.DIGEST).write_bytes(b"\xff\x00")
+    assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == "compiled from other sources"
 
 
 def test_it_can_be_switched_off() -> None:
