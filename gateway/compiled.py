@@ -86,7 +86,11 @@ def why_interpreted() -> str:
     try:
         said = (folder() / DIGEST).read_bytes()
     except OSError:
-        return "not compiled"
+        return (
+            f"{SWITCH} is {os.environ[SWITCH]!r}, where nothing is compiled"
+            if os.environ.get(SWITCH)
+            else "not compiled"
+        )
     sources = digest()
     if said.partition(b"\n")[0] != sources.encode():
         return "compiled from other sources"

@@ -45,7 +45,9 @@ def test_after_an_edit_sources_are_interpreted(folder: Path) -> None:
 
 
 def test_where_nothing_was_compiled_sources_are_interpreted(tmp_path: Path) -> None:
-    assert told("print(compiled.use())", CASTGATE_COMPILED=str(tmp_path / "none")) == "not compiled"
+    assert told("print(compiled.use())", CASTGATE_COMPILED="1") == "CASTGATE_COMPILED is '1', where nothing is compiled"
+    nowhere = f"import sysconfig\nsysconfig.get_path = lambda _: {str(tmp_path)!r}\nprint(compiled.use())"
+    assert told(nowhere, CASTGATE_COMPILED="") == "not compiled"
 
 
 def test_where_a_part_is_missing_all_sources_are_interpreted(folder: Path) -> None:
