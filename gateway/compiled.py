@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import sysconfig
+import warnings
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib import import_module
@@ -37,6 +38,7 @@ SWITCH = (
     "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
 )
 DIGEST = "digest"
+THROW_WARNING = r"the \(type, exc, tb\) signature of throw"
 
 _SOURCES = Path(__file__).resolve().parent
 
@@ -119,6 +121,9 @@ def use() -> str:
         except ImportError as error:
             sys.meta_path.remove(finder)
             return f"what was compiled cannot be loaded: {error}"
+        # Since 3.12 Python warns of the way that compiled coroutines hand on an exception. Where warnings are errors,
+        # the warning would come back in the exception's place, and nobody catches that.
+        warnings.filterwarnings("ignore", THROW_WARNING, DeprecationWarning)
     return reason
 
 

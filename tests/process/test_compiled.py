@@ -77,6 +77,17 @@ def test_what_this_machine_cannot_load_is_interpreted(folder: Path) -> None:
     assert file == str(ROOT / "gateway/metrics.py")
 
 
+def test_where_warnings_are_errors_that_of_compiled_coroutines_is_none(folder: Path) -> None:
+    """Pythons since 3.12 warn of how these hand on what they await has failed with, which then was not caught."""
+    code = """
+import warnings
+compiled.import_module = lambda name: None
+print(repr(compiled.use()))
+warnings.warn("the (type, exc, tb) signature of throw() is deprecated, use the single-arg one", DeprecationWarning)
+"""
+    assert told(code, CASTGATE_COMPILED=str(folder), PYTHONWARNINGS="error") == "''"
+
+
 def test_a_digest_that_is_no_text_is_of_other_sources(folder: Path) -> None:
     (folder / compiled.DIGEST).write_bytes(b"\xff\x00")
     assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == "compiled from other sources"
