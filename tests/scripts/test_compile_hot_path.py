@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway import compiled
-from scripts.compile_hot_path import _put, why_not, why_not_there
+from scripts import compile_hot_path
+from scripts.compile_hot_path import _put, compile_all, why_not, why_not_there
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +48,27 @@ def test_a_blank_name_of_a_compiler_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler -pipe")
     assert why_not().startswith("there is no C compiler (no-such-compiler)")
+
+
+def test_what_was_compiled_of_sources_that_were_edited_meanwhile_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(compiled, "digest", lambda: next(digests))
+    monkeypatch.setattr(compile_hot_path, "_compile_into", lambda _new, _optimization: None)
+    with pytest.raises(SystemExit, match="the sources were edited meanwhile"):
+        compile_all(tmp_path / "target", optimization="0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_cannot_write_it_says_so_before_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_into(_new: Path, _optimization: str) -> None:
+        raise AssertionError("a minute for nothing")
+
+    monkeypatch.setattr(compile_hot_path, "_compile_into", compile_into)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"cannot write .*/file/target"):
+        compile_all(tmp_path / "file" / "target", optimization="0")
 
 
 def _put_often(folder: Path, name: str) -> None:
