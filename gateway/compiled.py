@@ -9,10 +9,12 @@ import os
 import platform
 import sys
 import sysconfig
+import warnings
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +38,7 @@ SWITCH = (
     "CASTGATE_COMPILED"  # in the environment; 0: sources are interpreted; else the folder, in place of the usual one
 )
 DIGEST = "digest"
+THROW_WARNING = r"the \(type, exc, tb\) signature of throw"
 
 _SOURCES = Path(__file__).resolve().parent
 
@@ -53,11 +56,29 @@ def names() -> list[str]:
 
 def digest() -> str:
     """Of all sources, as what was compiled relies on the types of others, and of what it was compiled for."""
-    found = sha256(f"{sys.implementation.cache_tag} {sys.platform} {platform.machine()}\n".encode())
+    # The suffix tells Pythons of one version apart that cannot load each other's modules: debug, free-threaded, musl.
+    found = sha256(f"{EXTENSION_SUFFIXES[0]} {sys.platform} {platform.machine()}\n".encode())
     for path in sorted(_SOURCES.rglob("*.py")):
         text = path.read_bytes()
         found.update(f"{path.relative_to(_SOURCES)} {len(text)}\n".encode() + text)
     return found.hexdigest()
+
+
+def digest_of_files(made: Path) -> str:
+    """Of what was compiled into ``made``: a file that a full disk or a power cut left half would be loaded, and crash.
+
+    Raises OSError where one is missing.
+    """
+    found = sha256()
+    for name in (LIBRARY, *names()):
+        text = (made / f"{name}.so").read_bytes()
+        found.update(f"{name} {len(text)}\n".encode() + text)
+    return found.hexdigest()
+
+
+def made_of(made: Path, sources: str) -> str:
+    """What ``DIGEST`` says in a folder that was compiled of ``sources``. Raises OSError."""
+    return f"{sources}\n{digest_of_files(made)}\n"
 
 
 def why_interpreted() -> str:
@@ -65,25 +86,44 @@ def why_interpreted() -> str:
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     try:
-        made_of = (folder() / DIGEST).read_bytes()
+        said = (folder() / DIGEST).read_bytes()
     except OSError:
-        return "not compiled"
-    if made_of != digest().encode():
+        return (
+            f"{SWITCH} is {os.environ[SWITCH]!r}, where nothing is compiled"
+            if os.environ.get(SWITCH)
+            else "not compiled"
+        )
+    sources = digest()
+    if said.partition(b"\n")[0] != sources.encode():
         return "compiled from other sources"
     missing = [name for name in (LIBRARY, *names()) if not (folder() / f"{name}.so").exists()]
-    return f"of what was compiled, {missing[0]} is missing" if missing else ""
+    if missing:
+        return f"of what was compiled, {missing[0]} is missing"
+    try:
+        return "" if said == made_of(folder(), sources).encode() else "what was compiled is damaged"
+    except OSError as error:
+        return f"what was compiled cannot be read: {error}"
 
 
 def use() -> str:
     """Have what was compiled imported in place of its sources; where one of these was already, all are interpreted.
 
-    Gives ``why_interpreted``, or that.
+    Gives ``why_interpreted``, or that, or why it cannot be loaded: it may be of a newer C library than the one here.
     """
     reason = why_interpreted()
     if not reason:
         if not sys.modules.keys().isdisjoint(names()):
             return "sources were imported already"
-        sys.meta_path.insert(0, _Finder({name: folder() / f"{name}.so" for name in (LIBRARY, *names())}))
+        finder = _Finder({name: folder() / f"{name}.so" for name in (LIBRARY, *names())})
+        sys.meta_path.insert(0, finder)
+        try:
+            import_module(LIBRARY)  # has all the code, and imports nothing itself
+        except ImportError as error:
+            sys.meta_path.remove(finder)
+            return f"what was compiled cannot be loaded: {error}"
+        # Since 3.12 Python warns of the way that compiled coroutines hand on an exception. Where warnings are errors,
+        # the warning would come back in the exception's place, and nobody catches that.
+        warnings.filterwarnings("ignore", THROW_WARNING, DeprecationWarning)
     return reason
 
 

@@ -5,6 +5,7 @@ Needs mypy, setuptools, a C compiler and Python's headers. Nothing is replaced u
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -22,16 +23,41 @@ INSTALL = "On Debian or Ubuntu: apt-get install gcc python3-dev"
 
 def why_not() -> str:
     """What is missing on this machine, and how to get it; blank where nothing is."""
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(os.environ.get("CC", compiler).split()[0]) is None:
+    compiler = (os.environ.get("CC", "").split() or (sysconfig.get_config_var("CC") or "cc").split())[0]
+    if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler}). {INSTALL}"
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return "" if headers.exists() else f"Python's headers are not here ({headers}). {INSTALL}"
 
 
+def why_not_there(target: Path) -> str:
+    """Why ``target`` is not to be replaced or removed: it is somebody else's. Blank where nothing is lost with it."""
+    if (target / compiled.DIGEST).is_file() or not os.path.lexists(target):
+        return ""
+    if target.is_dir() and not any(target.iterdir()):
+        return ""
+    return f"{target} is there, and was not made by ./dev compile: {compiled.SWITCH} is to name a folder of its own"
+
+
 def compile_all(target: Path, *, optimization: str) -> None:
     """Into ``target``, which is replaced as a whole. Raises SystemExit with what the compiler said."""
-    made_of = compiled.digest()
+    sources = compiled.digest()
+    new = target.with_name(f"{target.name}.new-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)  # before a minute is spent for nothing
+        _compile_into(new, optimization)
+        if compiled.digest() != sources:
+            raise SystemExit("compile: the sources were edited meanwhile; what is there is as it was")
+        (new / compiled.DIGEST).write_text(compiled.made_of(new, sources), encoding="ascii")
+        _put(new, target)
+    except OSError as error:
+        raise SystemExit(f"compile: cannot write {target}: {error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _compile_into(new: Path, optimization: str) -> None:
     with tempfile.TemporaryDirectory(prefix="castgate-compile-") as folder:
         build = Path(folder)
         said = build / "said"
@@ -45,19 +71,26 @@ def compile_all(target: Path, *, optimization: str) -> None:
             )
         if done.returncode != 0:
             raise SystemExit(f"compile: failed\n{said.read_text(errors='replace')[-4000:]}")
-        new = target.with_name(f"{target.name}.new-{os.getpid()}")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         for path in (build / "out").rglob(f"*{suffix}"):
             name = ".".join(path.relative_to(build / "out").parts).removesuffix(suffix)
             shutil.copy(path, new / f"{name}.so")
-        (new / compiled.DIGEST).write_text(made_of, encoding="ascii")
+
+
+def _put(new: Path, target: Path) -> None:
+    """In place of what is there, of which others may be loading parts, or which they may be replacing as well."""
+    old = target.with_name(f"{target.name}.old-{os.getpid()}")
+    while True:
         with contextlib.suppress(FileNotFoundError):
-            old = target.with_name(f"{target.name}.old-{os.getpid()}")
             target.rename(old)
-            shutil.rmtree(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def build_in(folder: Path, optimization: str) -> None:
@@ -97,6 +130,8 @@ def main() -> None:
     if asked.build is not None:
         build_in(asked.build, asked.optimization)
         return
+    if reason := why_not_there(target):
+        raise SystemExit(f"compile: {reason}")
     if asked.remove:
         shutil.rmtree(target, ignore_errors=True)
         print("compile: removed; workers interpret their sources")

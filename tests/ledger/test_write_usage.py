@@ -152,3 +152,32 @@ async def test_a_batch_in_pieces_lets_go_of_the_processor_and_of_no_account_it_h
     assert row is not None
     assert row["recorded"] == 1000
     assert dict(zip(row["usage_kinds"], row["usage_microcents"], strict=True))["total/UTC/1"] == 1002 * 1_000_000
+
+
+@pytest.mark.parametrize("end", ["by Postgres", "by the worker's death"])
+async def test_a_batch_that_is_cut_off_amid_its_pauses_is_written_whole_or_not_at_all(
+    sql: Connection, database_url: str, end: str
+) -> None:
+    """Then written again under the same ids, it counts once."""
+    await record(sql, [event("account")])
+    columns = columns_of([event("account") for _ in range(300)])
+    other = await asyncpg.connect(database_url)
+    writing = asyncio.create_task(other.fetchrow(QUERIES["record_usage"], *columns, None, [], [], 2))
+    while not await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
+        assert not writing.done()
+    pid = other.get_server_pid()
+    if end == "by Postgres":
+        await sql.execute("SELECT pg_terminate_backend($1)", pid)
+    else:
+        other.terminate()
+    with pytest.raises((asyncpg.PostgresError, ConnectionError, asyncpg.InterfaceError)):
+        await writing
+    while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):
+        pass
+    # Postgres does not look whether anybody waits for its answer.
+    written = 0 if end == "by Postgres" else 300
+    assert await sql.fetchval("SELECT count(*) FROM usage_events") == 1 + written
+    row = await sql.fetchrow(QUERIES["record_usage"], *columns, None, [], [], None)
+    assert row is not None
+    assert row["recorded"] == 300 - written
+    assert await sql.fetchval("SELECT used_microcents FROM usage_counters WHERE period = 'total'") == 301 * 1_000_000

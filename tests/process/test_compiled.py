@@ -28,14 +28,14 @@ def told(code: str, **environment: str) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """One that looks as if the sources that are here had been compiled into it."""
-    (tmp_path / compiled.DIGEST).write_text(compiled.digest())
     for name in (compiled.LIBRARY, *compiled.names()):
         (tmp_path / f"{name}.so").touch()
+    (tmp_path / compiled.DIGEST).write_text(compiled.made_of(tmp_path, compiled.digest()))
     return tmp_path
 
 
 def test_it_is_taken_where_it_is_of_the_same_sources(folder: Path) -> None:
-    assert told("print(repr(compiled.use()))", CASTGATE_COMPILED=str(folder)) == "''"
+    assert told("print(repr(compiled.why_interpreted()))", CASTGATE_COMPILED=str(folder)) == "''"
 
 
 def test_after_an_edit_sources_are_interpreted(folder: Path) -> None:
@@ -45,13 +45,47 @@ def test_after_an_edit_sources_are_interpreted(folder: Path) -> None:
 
 
 def test_where_nothing_was_compiled_sources_are_interpreted(tmp_path: Path) -> None:
-    assert told("print(compiled.use())", CASTGATE_COMPILED=str(tmp_path / "none")) == "not compiled"
+    assert told("print(compiled.use())", CASTGATE_COMPILED="1") == "CASTGATE_COMPILED is '1', where nothing is compiled"
+    nowhere = f"import sysconfig\nsysconfig.get_path = lambda _: {str(tmp_path)!r}\nprint(compiled.use())"
+    assert told(nowhere, CASTGATE_COMPILED="") == "not compiled"
 
 
 def test_where_a_part_is_missing_all_sources_are_interpreted(folder: Path) -> None:
     (folder / "gateway.metrics.so").unlink()
     expected = "of what was compiled, gateway.metrics is missing"
     assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == expected
+
+
+def test_where_a_file_is_damaged_all_sources_are_interpreted(folder: Path) -> None:
+    (folder / "gateway.metrics.so").write_bytes(b"\x7fELF and then the disk was full")
+    assert told("print(compiled.use())", CASTGATE_COMPILED=str(folder)) == "what was compiled is damaged"
+
+
+def test_where_a_file_cannot_be_read_all_sources_are_interpreted(folder: Path) -> None:
+    (folder / "gateway.metrics.so").unlink()
+    (folder / "gateway.metrics.so").mkdir()
+    found = told("print(compiled.use())", CASTGATE_COMPILED=str(folder))
+    assert found.startswith("what was compiled cannot be read: ")
+
+
+def test_what_this_machine_cannot_load_is_interpreted(folder: Path) -> None:
+    found = told(
+        "print(compiled.use())\nimport gateway.metrics\nprint(gateway.metrics.__file__)", CASTGATE_COMPILED=str(folder)
+    )
+    reason, _, file = found.partition("\n")
+    assert reason.startswith("what was compiled cannot be loaded: ")
+    assert file == str(ROOT / "gateway/metrics.py")
+
+
+def test_where_warnings_are_errors_that_of_compiled_coroutines_is_none(folder: Path) -> None:
+    """Pythons since 3.12 warn of how these hand on what they await has failed with, which then was not caught."""
+    code = """
+import warnings
+compiled.import_module = lambda name: None
+print(repr(compiled.use()))
+warnings.warn("the (type, exc, tb) signature of throw() is deprecated, use the single-arg one", DeprecationWarning)
+"""
+    assert told(code, CASTGATE_COMPILED=str(folder), PYTHONWARNINGS="error") == "''"
 
 
 def test_a_digest_that_is_no_text_is_of_other_sources(folder: Path) -> None:
