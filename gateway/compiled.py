@@ -34,7 +34,7 @@ MODULES = (
 )
 GROUP = "castgate"
 LIBRARY = f"{GROUP}__mypyc"  # a module of its own, of which the others are doors
-# In the environment. 0: sources are interpreted; another value: the folder of what was compiled, in place of the usual one.
+# In the environment. 0: sources are interpreted; another value: the folder of what was compiled, for the usual one.
 SWITCH = "CASTGATE_COMPILED"
 DIGEST = "digest"
 THROW_WARNING = r"the \(type, exc, tb\) signature of throw"
