@@ -10,6 +10,7 @@ from bench.report import Table
 # (what a path ends in, function or blank for all of them, stage)
 _STAGES: Sequence[tuple[str, str, str]] = (
     ("gateway/relay/client.py", "ClientConnection.write", "write the answer to the client (send)"),
+    ("gateway/relay/upstream.py", "UpstreamConnection.start", "write the request to the service (send)"),
     ("gateway/relay/upstream.py", "UpstreamConnection.write", "write the request to the service (send)"),
     ("gateway/redis_store.py", "RedisLink.send", "write to Redis (send)"),
     ("gateway/redis_store.py", "", "read Redis' answers"),
