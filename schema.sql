@@ -161,7 +161,12 @@ BEGIN
         INTO used, lacking
         FROM unnest(account_ids, ends, periods, time_zones, week_starts) WITH ORDINALITY
              AS asked(account_id, window_end, period, time_zone, week_start, place)
-        LEFT JOIN usage_counters AS counter USING (account_id, window_end, period, time_zone, week_start);
+        LEFT JOIN LATERAL (
+            SELECT known.account_id, known.used_microcents FROM usage_counters AS known
+            WHERE known.account_id = asked.account_id AND known.window_end = asked.window_end
+              AND known.period = asked.period AND known.time_zone = asked.time_zone AND known.week_start = asked.week_start
+            LIMIT 1  -- one lookup by key for each, however few rows there were when this was planned
+        ) AS counter ON true;
         -- The usual case after Redis was lost: all of it is there, and no lock is needed to read what is committed.
         EXIT WHEN lacking IS NULL OR attempt = 2;
 
@@ -363,6 +368,9 @@ CREATE OR REPLACE FUNCTION castgate_charge_casts(
     OUT casts_late    text[]    -- NULL, or all of them
 )
 LANGUAGE plpgsql VOLATILE
+SET enable_nestloop = on
+SET enable_bitmapscan = on
+SET enable_hashjoin = off
 AS $$
 DECLARE
     cast_cents numeric[];
@@ -460,6 +468,8 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET enable_nestloop = on
+SET enable_bitmapscan = on
 AS $$
 DECLARE
     keyed   record;
@@ -615,7 +625,8 @@ CREATE OR REPLACE FUNCTION castgate_record_usage(
 LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
 SET enable_seqscan = off
-SET enable_hashjoin = off
+SET enable_bitmapscan = off
+SET enable_nestloop = off
 SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -715,6 +726,7 @@ BEGIN
                 GROUP BY event.account_id
             ) AS added
             WHERE counter.account_id = added.account_id
+              AND counter.account_id = ANY (terms.accounts)
               AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
               AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1;
             new_accounts := new_accounts || terms.accounts;
@@ -722,6 +734,8 @@ BEGIN
             new_costs := new_costs || terms.costs;
             new_calls := new_calls || array_fill(0::bigint, ARRAY[cardinality(terms.accounts)]);
         END IF;
+
+        SELECT min(event.at) INTO oldest FROM unnest(new_times) AS event(at);
 
         -- 4. Every other counter that holds the event's time, in a snapshot from after the lock: a counter that
         --    somebody seeded meanwhile is here, and its sum cannot have seen our events.
@@ -735,12 +749,16 @@ BEGIN
             FROM unnest(new_accounts, new_times, new_costs, new_calls) AS event(account_id, occurred_at, cost, calls)
             JOIN usage_counters AS open
               ON open.account_id = event.account_id
+             AND open.account_id = ANY (new_accounts)
+             AND open.window_end > oldest
              AND open.window_end > event.occurred_at
              AND open.window_start <= event.occurred_at
              AND open.period <> 'total'
             GROUP BY open.account_id, open.window_end, open.period, open.time_zone, open.week_start
         ) AS added
         WHERE counter.account_id = added.account_id
+          AND counter.account_id = ANY (new_accounts)
+          AND counter.window_end > oldest
           AND counter.window_end = added.window_end
           AND counter.period = added.period
           AND counter.time_zone = added.time_zone
@@ -772,6 +790,7 @@ BEGIN
     FROM (SELECT DISTINCT account_id FROM unnest(account_ids) AS event(account_id)) AS named
     JOIN usage_counters AS counter
       ON counter.account_id = named.account_id
+     AND counter.account_id = ANY (account_ids)
      AND counter.window_end > oldest;
     IF cardinality(free_kinds) > 0 THEN
         SELECT usage_accounts || array_agg(counter.account_id),
@@ -784,6 +803,7 @@ BEGIN
               WHERE event.kind IS NOT NULL) AS named
         JOIN usage_units AS counter
           ON counter.account_id = named.account_id
+         AND counter.account_id = ANY (account_ids)
          AND counter.window_end > oldest;
     END IF;
 END
@@ -989,6 +1009,99 @@ BEGIN
 END
 $$;
 
+-- Adds to all counters of accounts, each account once, what their events come to, and gives what stands then; or says that it is
+-- not so simple, and then nothing that was done may stay. By the protocol of 0006.
+--
+-- Counters are reached by an array of accounts and joined by hashing, and the planner is left no other way: for a table that was
+-- small when a connection made its plan it would read all of it, and go on to when the table is large. And an array is looked
+-- up in order, so that totals are locked in order of account, which a plan that begins with the table does not do.
+CREATE OR REPLACE FUNCTION castgate_count_usage(
+    accounts           text[],
+    costs              bigint[],
+    numbers            bigint[],     -- of events
+    oldest             timestamptz,  -- of all
+    newest             timestamptz,
+    OUT is_usual       boolean,
+    OUT usage_accounts text[],       -- the counters, as castgate_record_usage has them
+    OUT usage_kinds    text[],
+    OUT usage_start_ms bigint[],
+    OUT usage_end_ms   bigint[],
+    OUT usage_microcents bigint[]
+)
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = on
+SET enable_nestloop = off
+SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    more_accounts   text[];
+    more_kinds      text[];
+    more_start_ms   bigint[];
+    more_end_ms     bigint[];
+    more_microcents bigint[];
+BEGIN
+    -- 1. The totals: from here on these accounts are ours until the commit.
+    WITH total AS (
+        UPDATE usage_counters AS counter
+        SET used_microcents = counter.used_microcents + added.cost,
+            calls = counter.calls + added.calls,
+            updated_at = now()
+        FROM (
+            SELECT unnest(accounts) AS account_id, unnest(costs) AS cost, unnest(numbers) AS calls
+        ) AS added
+        WHERE counter.account_id = added.account_id
+          AND counter.account_id = ANY (accounts)
+          AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
+          AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1
+        RETURNING counter.account_id, counter.used_microcents
+    )
+    SELECT array_agg(total.account_id), array_agg(total.used_microcents)
+    INTO usage_accounts, usage_microcents
+    FROM total;
+    IF cardinality(usage_accounts) IS DISTINCT FROM cardinality(accounts) THEN  -- the first events of an account
+        is_usual := false;
+        RETURN;
+    END IF;
+
+    -- 2. Every other counter that is open, in a snapshot from after the lock: a counter that somebody seeded meanwhile
+    --    is here, and its sum cannot have seen our events.
+    WITH other AS (
+        UPDATE usage_counters AS counter
+        SET used_microcents = counter.used_microcents
+                              + CASE WHEN counter.window_start <= newest THEN added.cost ELSE 0 END,
+            calls = counter.calls + CASE WHEN counter.window_start <= newest THEN added.calls ELSE 0 END,
+            updated_at = now()
+        FROM (
+            SELECT unnest(accounts) AS account_id, unnest(costs) AS cost, unnest(numbers) AS calls
+        ) AS added
+        WHERE counter.account_id = added.account_id
+          AND counter.account_id = ANY (accounts)
+          AND counter.window_end > oldest
+          AND counter.window_end < timestamptz '9999-12-31 00:00:00+00'
+        RETURNING counter.account_id, counter.period, counter.time_zone, counter.week_start, counter.window_start,
+                  counter.window_end, counter.used_microcents
+    )
+    SELECT array_agg(other.account_id),
+           array_agg(other.period || '/' || other.time_zone || '/' || other.week_start),
+           array_agg((date_part('epoch', other.window_start) * 1000)::bigint),
+           array_agg((date_part('epoch', other.window_end) * 1000)::bigint),
+           array_agg(other.used_microcents),
+           -- Not so where a window begins or ends amid the events.
+           coalesce(bool_and(other.window_start > newest OR (other.window_start <= oldest AND other.window_end > newest)), true)
+    INTO more_accounts, more_kinds, more_start_ms, more_end_ms, more_microcents, is_usual
+    FROM other;
+
+    usage_kinds := array_fill('total/UTC/1'::text, ARRAY[cardinality(accounts)]) || more_kinds;
+    usage_start_ms := array_fill(0::bigint, ARRAY[cardinality(accounts)]) || more_start_ms;
+    usage_end_ms := array_fill(253402214400000, ARRAY[cardinality(accounts)]) || more_end_ms;
+    usage_accounts := usage_accounts || more_accounts;
+    usage_microcents := usage_microcents || more_microcents;
+END
+$$;
+
 -- Writes the usual batch: what castgate_write_usage (0014) does, which workers of earlier versions go on calling, in the same
 -- statements and with the same answer. But a batch of a thousand events is some milliseconds of work. Where Postgres shares its
 -- processors with what answers calls, these would wait for as long; so it lets go of its processor after each piece, as long as no
@@ -1041,15 +1154,9 @@ DECLARE
     accounts    text[];    -- each once, with what its events come to
     costs       bigint[];
     numbers     bigint[];
-    counted     bigint;
     oldest      timestamptz;
     newest      timestamptz;
-    is_whole    boolean;
-    more_accounts   text[];
-    more_kinds      text[];
-    more_start_ms   bigint[];
-    more_end_ms     bigint[];
-    more_microcents bigint[];
+    is_usual    boolean;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'usage is written at READ COMMITTED, not %', current_setting('transaction_isolation')
@@ -1115,15 +1222,22 @@ BEGIN
                 casts_late_microcents := CASE WHEN charged.casts_late IS NOT NULL THEN casts_late_microcents END;
             END IF;
 
-            -- 3. The totals, in order of account: from here on these accounts are ours until the commit.
-            WITH total AS (
-                UPDATE usage_counters AS counter
-                SET used_microcents = counter.used_microcents + added.cost,
-                    calls = counter.calls + added.calls,
-                    updated_at = now()
+            -- 3. What each account's events come to, in order of account; and their counters.
+            IF one_account IS NOT NULL THEN
+                SELECT ARRAY[one_account], ARRAY[coalesce(number * one_cost, sum(event.cost))]::bigint[],
+                       ARRAY[number]::bigint[], timestamptz 'epoch' + min(event.ms) * interval '1 millisecond',
+                       timestamptz 'epoch' + max(event.ms) * interval '1 millisecond'
+                INTO accounts, costs, numbers, oldest, newest
                 FROM (
-                    SELECT coalesce(event.account_id, one_account) AS account_id,
-                           sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
+                    SELECT unnest(costs_microcents) AS cost, unnest(castgate_write_batch.occurred_ms) AS ms
+                ) AS event;
+            ELSE
+                SELECT array_agg(added.account_id), array_agg(added.cost), array_agg(added.calls),
+                       timestamptz 'epoch' + min(added.first_ms) * interval '1 millisecond',
+                       timestamptz 'epoch' + max(added.last_ms) * interval '1 millisecond'
+                INTO accounts, costs, numbers, oldest, newest
+                FROM (
+                    SELECT event.account_id, sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
                            min(coalesce(event.ms, one_ms)) AS first_ms, max(coalesce(event.ms, one_ms)) AS last_ms
                     FROM (
                         SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(costs_microcents) AS cost,
@@ -1131,56 +1245,13 @@ BEGIN
                     ) AS event
                     GROUP BY 1
                     ORDER BY 1
-                ) AS added
-                WHERE counter.account_id = added.account_id
-                  AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
-                  AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1
-                RETURNING counter.account_id, counter.used_microcents, added.cost, added.calls, added.first_ms, added.last_ms
-            )
-            SELECT array_agg(total.account_id), array_agg(total.cost), array_agg(total.calls),
-                   array_agg(total.used_microcents), sum(total.calls),
-                   timestamptz 'epoch' + min(total.first_ms) * interval '1 millisecond',
-                   timestamptz 'epoch' + max(total.last_ms) * interval '1 millisecond'
-            INTO accounts, costs, numbers, usage_microcents, counted, oldest, newest
-            FROM total;
-            IF counted IS DISTINCT FROM number THEN  -- the first events of an account
+                ) AS added;
+            END IF;
+            SELECT * INTO is_usual, usage_accounts, usage_kinds, usage_start_ms, usage_end_ms, usage_microcents
+            FROM castgate_count_usage(accounts, costs, numbers, oldest, newest);
+            IF NOT is_usual THEN
                 RAISE SQLSTATE 'CG001';
             END IF;
-
-            -- 4. Every other counter that is open, in a snapshot from after the lock: a counter that somebody seeded meanwhile
-            --    is here, and its sum cannot have seen our events.
-            WITH other AS (
-                UPDATE usage_counters AS counter
-                SET used_microcents = counter.used_microcents
-                                      + CASE WHEN counter.window_start <= newest THEN added.cost ELSE 0 END,
-                    calls = counter.calls + CASE WHEN counter.window_start <= newest THEN added.calls ELSE 0 END,
-                    updated_at = now()
-                FROM (
-                    SELECT unnest(accounts) AS account_id, unnest(costs) AS cost, unnest(numbers) AS calls
-                ) AS added
-                WHERE counter.account_id = added.account_id
-                  AND counter.window_end > oldest
-                  AND counter.window_end < timestamptz '9999-12-31 00:00:00+00'
-                RETURNING counter.account_id, counter.period, counter.time_zone, counter.week_start, counter.window_start,
-                          counter.window_end, counter.used_microcents
-            )
-            SELECT array_agg(other.account_id),
-                   array_agg(other.period || '/' || other.time_zone || '/' || other.week_start),
-                   array_agg((date_part('epoch', other.window_start) * 1000)::bigint),
-                   array_agg((date_part('epoch', other.window_end) * 1000)::bigint),
-                   array_agg(other.used_microcents),
-                   bool_and(other.window_start > newest OR (other.window_start <= oldest AND other.window_end > newest))
-            INTO more_accounts, more_kinds, more_start_ms, more_end_ms, more_microcents, is_whole
-            FROM other;
-            IF NOT is_whole THEN  -- a window begins or ends amid the events
-                RAISE SQLSTATE 'CG001';
-            END IF;
-
-            usage_accounts := accounts || more_accounts;
-            usage_kinds := array_fill('total/UTC/1'::text, ARRAY[cardinality(accounts)]) || more_kinds;
-            usage_start_ms := array_fill(0::bigint, ARRAY[cardinality(accounts)]) || more_start_ms;
-            usage_end_ms := array_fill(253402214400000, ARRAY[cardinality(accounts)]) || more_end_ms;
-            usage_microcents := usage_microcents || more_microcents;
             RETURN;
         EXCEPTION
             WHEN unique_violation OR SQLSTATE 'CG001' THEN

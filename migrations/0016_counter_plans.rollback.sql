@@ -1,0 +1,505 @@
+-- What the functions do is what they did before, so workers of either version go on.
+BEGIN;
+
+CREATE OR REPLACE FUNCTION castgate_write_batch(
+    event_ids          uuid[],
+    account_ids        text[],
+    policies           text[],
+    occurred_ms        bigint[],
+    costs_microcents   bigint[],
+    upstream_statuses  smallint[],
+    outcomes           text[],
+    cast_ids           text[],
+    request_ids        text[],
+    cast_cost_sql      text,
+    late_cast_ids      text[],
+    late_microcents    bigint[],
+    piece              integer,  -- after so many events others have a turn; NULL: all at once
+    OUT recorded       bigint,
+    OUT casts_charged  bigint,
+    OUT casts_missing  bigint,
+    OUT casts_refused  bigint,
+    OUT casts_error    text,
+    OUT casts_late     text[],
+    OUT casts_late_microcents bigint[],
+    OUT usage_accounts text[],
+    OUT usage_kinds    text[],
+    OUT usage_start_ms bigint[],
+    OUT usage_end_ms   bigint[],
+    OUT usage_microcents bigint[]
+)
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+-- Planned once for a connection: an account or two let the plan for just these values look cheaper, and it would be made anew
+-- for every batch, at twice what it takes to run it.
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    number      constant integer := cardinality(event_ids);
+    one_account constant text := CASE WHEN cardinality(account_ids) = 1 THEN account_ids[1] END;
+    one_policy  constant text := CASE WHEN cardinality(policies) = 1 THEN policies[1] END;
+    one_ms      constant bigint := CASE WHEN cardinality(occurred_ms) = 1 THEN occurred_ms[1] END;
+    one_cost    constant bigint := CASE WHEN cardinality(costs_microcents) = 1 THEN costs_microcents[1] END;
+    one_status  constant smallint := CASE WHEN cardinality(upstream_statuses) = 1 THEN upstream_statuses[1] END;
+    one_outcome constant text := CASE WHEN cardinality(outcomes) = 1 THEN outcomes[1] END;
+    charged     record;
+    accounts    text[];    -- each once, with what its events come to
+    costs       bigint[];
+    numbers     bigint[];
+    counted     bigint;
+    oldest      timestamptz;
+    newest      timestamptz;
+    is_whole    boolean;
+    more_accounts   text[];
+    more_kinds      text[];
+    more_start_ms   bigint[];
+    more_end_ms     bigint[];
+    more_microcents bigint[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is written at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+
+    IF number > 0 THEN
+        BEGIN
+            IF number > piece THEN  -- their parameters were read, which is work as well
+                PERFORM pg_sleep(0.001);
+            END IF;
+
+            -- 1. The events. No question whether they are there: that would be a second search in the index for each, and a
+            --    record in the log that says that it was not in vain.
+            INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome,
+                                      cast_id, request_id)
+            SELECT event.id, coalesce(event.account_id, one_account), coalesce(event.policy, one_policy),
+                   timestamptz 'epoch' + coalesce(event.occurred_ms, one_ms) * interval '1 millisecond',
+                   coalesce(event.cost_microcents, one_cost), coalesce(event.upstream_status, one_status),
+                   coalesce(event.outcome, one_outcome), event.cast_id, event.request_id
+            FROM (
+                SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(policies) AS policy,
+                       unnest(castgate_write_batch.occurred_ms) AS occurred_ms, unnest(costs_microcents) AS cost_microcents,
+                       unnest(upstream_statuses) AS upstream_status, unnest(outcomes) AS outcome,
+                       unnest(cast_ids) AS cast_id, unnest(request_ids) AS request_id,
+                       generate_series(1, number) AS place
+            ) AS event
+            WHERE CASE WHEN event.place % piece = 0 THEN pg_sleep(0.001) IS NOT NULL ELSE true END;
+            GET DIAGNOSTICS recorded = ROW_COUNT;
+            IF recorded < number THEN  -- one is late (0010)
+                RAISE SQLSTATE 'CG001';
+            END IF;
+
+            -- 2. The casts, before any account is locked: Phase 1 may hold their rows.
+            casts_charged := 0;
+            casts_missing := 0;
+            casts_refused := 0;
+            IF cast_cost_sql IS NOT NULL AND (cardinality(cast_ids) > 0 OR cardinality(late_cast_ids) > 0) THEN
+                casts_late := cast_ids;
+                casts_late_microcents := CASE
+                    WHEN one_cost IS NULL AND cardinality(cast_ids) > 0 THEN costs_microcents
+                    ELSE array_fill(one_cost, ARRAY[cardinality(cast_ids)])
+                END;
+                IF array_position(cast_ids, NULL) IS NOT NULL THEN
+                    SELECT array_agg(event.cast_id), array_agg(event.cost)
+                    INTO casts_late, casts_late_microcents
+                    FROM (
+                        SELECT unnest(cast_ids) AS cast_id, unnest(casts_late_microcents) AS cost
+                    ) AS event
+                    WHERE event.cast_id IS NOT NULL;
+                END IF;
+                IF number > piece THEN
+                    PERFORM pg_sleep(0.001);
+                END IF;
+                casts_late := casts_late || late_cast_ids;
+                casts_late_microcents := casts_late_microcents || late_microcents;
+                SELECT * INTO charged FROM castgate_charge_casts(cast_cost_sql, casts_late, casts_late_microcents, '250ms');
+                casts_charged := charged.casts_charged;
+                casts_missing := charged.casts_missing;
+                casts_refused := charged.casts_refused;
+                casts_error := charged.casts_error;
+                casts_late := charged.casts_late;
+                casts_late_microcents := CASE WHEN charged.casts_late IS NOT NULL THEN casts_late_microcents END;
+            END IF;
+
+            -- 3. The totals, in order of account: from here on these accounts are ours until the commit.
+            WITH total AS (
+                UPDATE usage_counters AS counter
+                SET used_microcents = counter.used_microcents + added.cost,
+                    calls = counter.calls + added.calls,
+                    updated_at = now()
+                FROM (
+                    SELECT coalesce(event.account_id, one_account) AS account_id,
+                           sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
+                           min(coalesce(event.ms, one_ms)) AS first_ms, max(coalesce(event.ms, one_ms)) AS last_ms
+                    FROM (
+                        SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(costs_microcents) AS cost,
+                               unnest(castgate_write_batch.occurred_ms) AS ms
+                    ) AS event
+                    GROUP BY 1
+                    ORDER BY 1
+                ) AS added
+                WHERE counter.account_id = added.account_id
+                  AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
+                  AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1
+                RETURNING counter.account_id, counter.used_microcents, added.cost, added.calls, added.first_ms, added.last_ms
+            )
+            SELECT array_agg(total.account_id), array_agg(total.cost), array_agg(total.calls),
+                   array_agg(total.used_microcents), sum(total.calls),
+                   timestamptz 'epoch' + min(total.first_ms) * interval '1 millisecond',
+                   timestamptz 'epoch' + max(total.last_ms) * interval '1 millisecond'
+            INTO accounts, costs, numbers, usage_microcents, counted, oldest, newest
+            FROM total;
+            IF counted IS DISTINCT FROM number THEN  -- the first events of an account
+                RAISE SQLSTATE 'CG001';
+            END IF;
+
+            -- 4. Every other counter that is open, in a snapshot from after the lock: a counter that somebody seeded meanwhile
+            --    is here, and its sum cannot have seen our events.
+            WITH other AS (
+                UPDATE usage_counters AS counter
+                SET used_microcents = counter.used_microcents
+                                      + CASE WHEN counter.window_start <= newest THEN added.cost ELSE 0 END,
+                    calls = counter.calls + CASE WHEN counter.window_start <= newest THEN added.calls ELSE 0 END,
+                    updated_at = now()
+                FROM (
+                    SELECT unnest(accounts) AS account_id, unnest(costs) AS cost, unnest(numbers) AS calls
+                ) AS added
+                WHERE counter.account_id = added.account_id
+                  AND counter.window_end > oldest
+                  AND counter.window_end < timestamptz '9999-12-31 00:00:00+00'
+                RETURNING counter.account_id, counter.period, counter.time_zone, counter.week_start, counter.window_start,
+                          counter.window_end, counter.used_microcents
+            )
+            SELECT array_agg(other.account_id),
+                   array_agg(other.period || '/' || other.time_zone || '/' || other.week_start),
+                   array_agg((date_part('epoch', other.window_start) * 1000)::bigint),
+                   array_agg((date_part('epoch', other.window_end) * 1000)::bigint),
+                   array_agg(other.used_microcents),
+                   bool_and(other.window_start > newest OR (other.window_start <= oldest AND other.window_end > newest))
+            INTO more_accounts, more_kinds, more_start_ms, more_end_ms, more_microcents, is_whole
+            FROM other;
+            IF NOT is_whole THEN  -- a window begins or ends amid the events
+                RAISE SQLSTATE 'CG001';
+            END IF;
+
+            usage_accounts := accounts || more_accounts;
+            usage_kinds := array_fill('total/UTC/1'::text, ARRAY[cardinality(accounts)]) || more_kinds;
+            usage_start_ms := array_fill(0::bigint, ARRAY[cardinality(accounts)]) || more_start_ms;
+            usage_end_ms := array_fill(253402214400000, ARRAY[cardinality(accounts)]) || more_end_ms;
+            usage_microcents := usage_microcents || more_microcents;
+            RETURN;
+        EXCEPTION
+            WHEN unique_violation OR SQLSTATE 'CG001' THEN
+                NULL;
+        END;
+    END IF;
+
+    SELECT * INTO recorded, casts_charged, casts_missing, casts_refused, casts_error, casts_late, casts_late_microcents,
+                  usage_accounts, usage_kinds, usage_start_ms, usage_end_ms, usage_microcents
+    FROM castgate_record_usage(
+        event_ids,
+        CASE WHEN one_account IS NULL THEN account_ids ELSE array_fill(one_account, ARRAY[number]) END,
+        CASE WHEN one_policy IS NULL THEN policies ELSE array_fill(one_policy, ARRAY[number]) END,
+        CASE WHEN one_ms IS NULL THEN castgate_write_batch.occurred_ms ELSE array_fill(one_ms, ARRAY[number]) END,
+        CASE WHEN one_cost IS NULL THEN costs_microcents ELSE array_fill(one_cost, ARRAY[number]) END,
+        CASE WHEN one_status IS NULL THEN upstream_statuses ELSE array_fill(one_status, ARRAY[number]) END,
+        CASE WHEN one_outcome IS NULL THEN outcomes ELSE array_fill(one_outcome, ARRAY[number]) END,
+        cast_ids, request_ids, cast_cost_sql, late_cast_ids, late_microcents
+    );
+END
+$$;
+
+CREATE OR REPLACE FUNCTION castgate_record_usage(
+    event_ids          uuid[],
+    account_ids        text[],
+    policies           text[],
+    occurred_ms        bigint[],
+    costs_microcents   bigint[],
+    upstream_statuses  smallint[],
+    outcomes           text[],
+    cast_ids           text[],
+    request_ids        text[],
+    cast_cost_sql      text,       -- NULL: casts are not charged
+    late_cast_ids      text[],
+    late_microcents    bigint[],
+    free_kinds         text[] DEFAULT '{}',    -- these seven as castgate_settle_terms has them; empty: no event has terms
+    free_start_ms      bigint[] DEFAULT '{}',
+    free_end_ms        bigint[] DEFAULT '{}',
+    units              bigint[] DEFAULT '{}',
+    free_limits        bigint[] DEFAULT '{}',
+    keys               text[] DEFAULT '{}',
+    key_lives_ms       bigint[] DEFAULT '{}',
+    OUT recorded       bigint,     -- events that were new
+    OUT casts_charged  bigint,
+    OUT casts_missing  bigint,     -- casts that the statement did not find
+    OUT casts_refused  bigint,     -- casts that can never be charged: a bad id, no such table, not allowed
+    OUT casts_error    text,       -- the last error with casts: SQLSTATE and text
+    OUT casts_late     text[],     -- casts to try again, with
+    OUT casts_late_microcents bigint[],
+    OUT usage_accounts text[],     -- the counters, as columns
+    OUT usage_kinds    text[],
+    OUT usage_start_ms bigint[],
+    OUT usage_end_ms   bigint[],
+    OUT usage_microcents bigint[]
+)
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    new_accounts text[];
+    new_times    timestamptz[];
+    new_costs    bigint[];
+    new_calls    bigint[];
+    with_terms   uuid[];     -- of the events that have terms: all, and then those that are new
+    terms        record;
+    charged      record;
+    oldest       timestamptz;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is written at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    casts_charged := 0;
+    casts_missing := 0;
+    casts_refused := 0;
+    with_terms := '{}';
+    IF cardinality(free_kinds) > 0 THEN
+        SELECT coalesce(array_agg(event.id), '{}') INTO with_terms
+        FROM unnest(event_ids, free_kinds, keys) AS event(id, kind, key)
+        WHERE event.kind IS NOT NULL OR event.key IS NOT NULL;
+    END IF;
+
+    -- 1. The events. Sorted: two writers that replay the same events wait for each other in one direction only.
+    WITH inserted AS (
+        INSERT INTO usage_events (id, account_id, policy, occurred_at, cost_microcents, upstream_status, outcome,
+                                  cast_id, request_id, units, free_units)
+        SELECT event.id, event.account_id, event.policy,
+               timestamptz 'epoch' + event.occurred_ms * interval '1 millisecond',
+               event.cost_microcents, event.upstream_status, event.outcome, event.cast_id, event.request_id,
+               event.units, CASE WHEN event.units IS NOT NULL THEN 0 END
+        FROM unnest(event_ids, account_ids, policies, occurred_ms, costs_microcents, upstream_statuses, outcomes,
+                    cast_ids, request_ids, units)
+             AS event(id, account_id, policy, occurred_ms, cost_microcents, upstream_status, outcome,
+                      cast_id, request_id, units)
+        ORDER BY event.id
+        ON CONFLICT (id) DO NOTHING
+        RETURNING usage_events.id, usage_events.account_id, usage_events.occurred_at, usage_events.cast_id,
+                  CASE WHEN usage_events.id = ANY(with_terms) THEN NULL ELSE usage_events.cost_microcents END AS cost_microcents
+    ),
+    -- A call's time is its admission's, which many calls share: what follows costs by such groups and not by calls.
+    grouped AS (
+        SELECT inserted.account_id, inserted.occurred_at, coalesce(sum(inserted.cost_microcents), 0)::bigint AS cost, count(*) AS calls
+        FROM inserted
+        GROUP BY inserted.account_id, inserted.occurred_at
+    )
+    SELECT coalesce(sum(grouped.calls), 0),
+           array_agg(grouped.account_id), array_agg(grouped.occurred_at), array_agg(grouped.cost),
+           array_agg(grouped.calls),
+           (SELECT array_agg(inserted.cast_id) FROM inserted
+            WHERE inserted.cast_id IS NOT NULL AND inserted.cost_microcents IS NOT NULL),
+           (SELECT array_agg(inserted.cost_microcents) FROM inserted
+            WHERE inserted.cast_id IS NOT NULL AND inserted.cost_microcents IS NOT NULL),
+           (SELECT array_agg(inserted.id) FROM inserted WHERE inserted.cost_microcents IS NULL)
+    INTO recorded, new_accounts, new_times, new_costs, new_calls, casts_late, casts_late_microcents, with_terms
+    FROM grouped;
+
+    -- 2. The casts, before any account is locked: Phase 1 may hold their rows.
+    casts_late := casts_late || late_cast_ids;
+    casts_late_microcents := casts_late_microcents || late_microcents;
+    SELECT * INTO charged FROM castgate_charge_casts(cast_cost_sql, casts_late, casts_late_microcents, '250ms');
+    casts_charged := charged.casts_charged;
+    casts_missing := charged.casts_missing;
+    casts_refused := charged.casts_refused;
+    casts_error := charged.casts_error;
+    casts_late := charged.casts_late;
+    casts_late_microcents := CASE WHEN charged.casts_late IS NOT NULL THEN casts_late_microcents END;
+
+    IF recorded > 0 THEN
+        -- 3. The totals: from here on these accounts are ours until the commit.
+        INSERT INTO usage_counters AS counter (account_id, window_end, period, time_zone, week_start, window_start,
+                                               used_microcents, calls)
+        SELECT event.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
+               sum(event.cost), sum(event.calls)
+        FROM unnest(new_accounts, new_costs, new_calls) AS event(account_id, cost, calls)
+        GROUP BY event.account_id
+        ORDER BY event.account_id
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+            SET used_microcents = counter.used_microcents + excluded.used_microcents,
+                calls = counter.calls + excluded.calls,
+                updated_at = now();
+
+        IF with_terms IS NOT NULL THEN
+            terms := castgate_settle_terms(
+                with_terms, event_ids, account_ids, policies, occurred_ms, costs_microcents, cast_ids,
+                free_kinds, free_start_ms, free_end_ms, units, free_limits, keys, key_lives_ms
+            );
+            UPDATE usage_counters AS counter
+            SET used_microcents = counter.used_microcents + added.cost
+            FROM (
+                SELECT event.account_id, sum(event.cost)::bigint AS cost
+                FROM unnest(terms.accounts, terms.costs) AS event(account_id, cost)
+                GROUP BY event.account_id
+            ) AS added
+            WHERE counter.account_id = added.account_id
+              AND counter.window_end = timestamptz '9999-12-31 00:00:00+00'
+              AND counter.period = 'total' AND counter.time_zone = 'UTC' AND counter.week_start = 1;
+            new_accounts := new_accounts || terms.accounts;
+            new_times := new_times || terms.times;
+            new_costs := new_costs || terms.costs;
+            new_calls := new_calls || array_fill(0::bigint, ARRAY[cardinality(terms.accounts)]);
+        END IF;
+
+        -- 4. Every other counter that holds the event's time, in a snapshot from after the lock: a counter that
+        --    somebody seeded meanwhile is here, and its sum cannot have seen our events.
+        UPDATE usage_counters AS counter
+        SET used_microcents = counter.used_microcents + added.cost,
+            calls = counter.calls + added.calls,
+            updated_at = now()
+        FROM (
+            SELECT open.account_id, open.window_end, open.period, open.time_zone, open.week_start,
+                   sum(event.cost)::bigint AS cost, sum(event.calls)::bigint AS calls
+            FROM unnest(new_accounts, new_times, new_costs, new_calls) AS event(account_id, occurred_at, cost, calls)
+            JOIN usage_counters AS open
+              ON open.account_id = event.account_id
+             AND open.window_end > event.occurred_at
+             AND open.window_start <= event.occurred_at
+             AND open.period <> 'total'
+            GROUP BY open.account_id, open.window_end, open.period, open.time_zone, open.week_start
+        ) AS added
+        WHERE counter.account_id = added.account_id
+          AND counter.window_end = added.window_end
+          AND counter.period = added.period
+          AND counter.time_zone = added.time_zone
+          AND counter.week_start = added.week_start;
+
+        -- The casts whose cost is only known now. The accounts are locked, so a cast that is locked is not waited for: it
+        -- is late.
+        IF with_terms IS NOT NULL THEN
+            SELECT * INTO charged FROM castgate_charge_casts(cast_cost_sql, terms.casts, terms.cast_costs, '2ms');
+            casts_charged := casts_charged + charged.casts_charged;
+            casts_missing := casts_missing + charged.casts_missing;
+            casts_refused := casts_refused + charged.casts_refused;
+            casts_error := coalesce(charged.casts_error, casts_error);
+            IF charged.casts_late IS NOT NULL THEN
+                casts_late := casts_late || charged.casts_late;
+                casts_late_microcents := casts_late_microcents || terms.cast_costs;
+            END IF;
+        END IF;
+    END IF;
+
+    -- 5. What stands now.
+    SELECT timestamptz 'epoch' + min(ms) * interval '1 millisecond' INTO oldest FROM unnest(occurred_ms) AS event(ms);
+    SELECT array_agg(counter.account_id),
+           array_agg(counter.period || '/' || counter.time_zone || '/' || counter.week_start),
+           array_agg((extract(epoch FROM counter.window_start) * 1000)::bigint),
+           array_agg((extract(epoch FROM counter.window_end) * 1000)::bigint),
+           array_agg(counter.used_microcents)
+    INTO usage_accounts, usage_kinds, usage_start_ms, usage_end_ms, usage_microcents
+    FROM (SELECT DISTINCT account_id FROM unnest(account_ids) AS event(account_id)) AS named
+    JOIN usage_counters AS counter
+      ON counter.account_id = named.account_id
+     AND counter.window_end > oldest;
+    IF cardinality(free_kinds) > 0 THEN
+        SELECT usage_accounts || array_agg(counter.account_id),
+               usage_kinds || array_agg(counter.kind),
+               usage_start_ms || array_agg((extract(epoch FROM counter.window_start) * 1000)::bigint),
+               usage_end_ms || array_agg((extract(epoch FROM counter.window_end) * 1000)::bigint),
+               usage_microcents || array_agg(counter.used_units)
+        INTO usage_accounts, usage_kinds, usage_start_ms, usage_end_ms, usage_microcents
+        FROM (SELECT DISTINCT account_id FROM unnest(account_ids, free_kinds) AS event(account_id, kind)
+              WHERE event.kind IS NOT NULL) AS named
+        JOIN usage_units AS counter
+          ON counter.account_id = named.account_id
+         AND counter.window_end > oldest;
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION castgate_seed_usage(
+    account_ids text[],
+    periods     text[],
+    time_zones  text[],
+    week_starts smallint[],
+    start_ms    bigint[],
+    end_ms      bigint[]
+) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    starts  timestamptz[];
+    ends    timestamptz[];
+    lacking integer[];       -- places of counters that do not exist
+    used    bigint[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is seeded at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    SELECT array_agg(timestamptz 'epoch' + span.start_ms * interval '1 millisecond' ORDER BY span.place),
+           array_agg(timestamptz 'epoch' + span.end_ms * interval '1 millisecond' ORDER BY span.place)
+    INTO starts, ends
+    FROM unnest(start_ms, end_ms) WITH ORDINALITY AS span(start_ms, end_ms, place);
+
+    FOR attempt IN 1 .. 2 LOOP
+        SELECT array_agg(counter.used_microcents ORDER BY asked.place),
+               array_agg(asked.place::integer) FILTER (WHERE counter.account_id IS NULL)
+        INTO used, lacking
+        FROM unnest(account_ids, ends, periods, time_zones, week_starts) WITH ORDINALITY
+             AS asked(account_id, window_end, period, time_zone, week_start, place)
+        LEFT JOIN usage_counters AS counter USING (account_id, window_end, period, time_zone, week_start);
+        -- The usual case after Redis was lost: all of it is there, and no lock is needed to read what is committed.
+        EXIT WHEN lacking IS NULL OR attempt = 2;
+
+        -- Lock. An account without a total has no events, so 0 is its sum. WHERE false: lock the row, leave it as it is.
+        INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
+        SELECT DISTINCT account_ids[place], timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
+                        timestamptz 'epoch'
+        FROM unnest(lacking) AS place
+        ORDER BY 1
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+            SET used_microcents = usage_counters.used_microcents
+            WHERE false;
+
+        -- Sum, in a snapshot from after the lock: who wrote events before us has committed them, and who has not yet
+        -- got the lock will find our counter and add to it.
+        INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start,
+                                    used_microcents, calls)
+        SELECT account_ids[place], ends[place], periods[place], time_zones[place], week_starts[place], starts[place],
+               coalesce(past.cost, 0), past.calls
+        FROM unnest(lacking) AS place
+        CROSS JOIN LATERAL (
+            SELECT sum(event.cost_microcents) AS cost, count(*) AS calls
+            FROM usage_events AS event
+            WHERE event.account_id = account_ids[place]
+              AND event.occurred_at >= starts[place]
+              AND event.occurred_at < ends[place]
+        ) AS past
+        ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO NOTHING;
+    END LOOP;
+    RETURN used;
+END
+$$;
+
+DROP FUNCTION IF EXISTS castgate_count_usage(text[], bigint[], bigint[], timestamptz, timestamptz);
+DO $$
+BEGIN
+    IF to_regproc('castgate_charge_casts') IS NOT NULL THEN
+        ALTER FUNCTION castgate_charge_casts RESET enable_nestloop;
+        ALTER FUNCTION castgate_charge_casts RESET enable_bitmapscan;
+        ALTER FUNCTION castgate_charge_casts RESET enable_hashjoin;
+        ALTER FUNCTION castgate_settle_terms RESET enable_nestloop;
+        ALTER FUNCTION castgate_settle_terms RESET enable_bitmapscan;
+    END IF;
+END $$;
+
+COMMIT;
