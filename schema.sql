@@ -538,8 +538,11 @@ BEGIN
         SELECT placed.*,
                greatest(0, least(placed.units, placed.free_limit - counter.used_units - placed.before))::bigint AS free
         FROM placed
-        LEFT JOIN usage_units AS counter
-          ON counter.account_id = placed.account_id AND counter.kind = placed.kind AND counter.window_end = placed.ends
+        LEFT JOIN LATERAL (
+            SELECT known.used_units FROM usage_units AS known
+            WHERE known.account_id = placed.account_id AND known.kind = placed.kind AND known.window_end = placed.ends
+            LIMIT 1  -- one lookup by key for each, however few rows there were when this was planned
+        ) AS counter ON true
     ), charged AS (
         SELECT shared.*,
                CASE
@@ -565,20 +568,25 @@ BEGIN
     WHERE event.id = told.id AND (told.free > 0 OR told.id = ANY(repeats));
 
     -- 4. Every count of the policy that holds the event's time; another period may have been in force before.
-    UPDATE usage_units AS counter
-    SET used_units = least(counter.used_units::numeric + added.units, 9007199254740991)::bigint, updated_at = now()
-    FROM (
-        SELECT open.account_id, open.kind, open.window_end, sum(told.units) AS units
-        FROM unnest(accounts, named, times, counted) AS told(account_id, policy, occurred_at, units)
-        JOIN usage_units AS open
-          ON open.account_id = told.account_id
-         AND open.policy = told.policy
-         AND open.window_start <= told.occurred_at
-         AND open.window_end > told.occurred_at
-        WHERE told.units > 0
-        GROUP BY open.account_id, open.kind, open.window_end
-    ) AS added
-    WHERE counter.account_id = added.account_id AND counter.kind = added.kind AND counter.window_end = added.window_end;
+    -- All of them are there: it is written as an INSERT because that looks each up by its key, whatever the planner thinks.
+    INSERT INTO usage_units AS counter (account_id, kind, window_end, window_start, policy, used_units)
+    SELECT open.account_id, open.kind, open.window_end, min(open.window_start), min(open.policy),
+           least(sum(told.units), 9007199254740991)::bigint
+    FROM unnest(accounts, named, times, counted) AS told(account_id, policy, occurred_at, units)
+    CROSS JOIN LATERAL (
+        SELECT known.account_id, known.kind, known.window_end, known.window_start, known.policy
+        FROM usage_units AS known
+        WHERE known.account_id = told.account_id
+          AND known.policy = told.policy
+          AND known.window_start <= told.occurred_at
+          AND known.window_end > told.occurred_at
+        OFFSET 0
+    ) AS open
+    WHERE told.units > 0
+    GROUP BY open.account_id, open.kind, open.window_end
+    ON CONFLICT (account_id, kind, window_end) DO UPDATE
+        SET used_units = least(counter.used_units::numeric + excluded.used_units, 9007199254740991)::bigint,
+            updated_at = now();
 END
 $$;
 
@@ -626,6 +634,7 @@ LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan

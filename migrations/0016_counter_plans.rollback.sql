@@ -421,6 +421,143 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION castgate_settle_terms(
+    new_ids       uuid[],
+    event_ids     uuid[],
+    account_ids   text[],
+    policies      text[],
+    occurred_ms   bigint[],
+    prices        bigint[],
+    cast_ids      text[],
+    free_kinds    text[],
+    free_start_ms bigint[],
+    free_end_ms   bigint[],
+    units         bigint[],
+    free_limits   bigint[],
+    keys          text[],
+    key_lives_ms  bigint[],
+    OUT accounts   text[],         -- of new_ids
+    OUT times      timestamptz[],
+    OUT costs      bigint[],
+    OUT casts      text[],         -- of those of them that charge a cast
+    OUT cast_costs bigint[]
+)
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    keyed   record;
+    billed  record;
+    repeats uuid[] := '{}';
+    firsts  uuid[] := '{}';  -- the events that were billed instead
+    ids     uuid[];
+    named   text[];
+    counted bigint[];
+    free    bigint[];
+BEGIN
+    -- 1. The keys.
+    FOR keyed IN
+        SELECT event.id, event.account_id, event.policy, event.key,
+               timestamptz 'epoch' + event.occurred_ms * interval '1 millisecond' AS occurred_at,
+               timestamptz 'epoch' + (event.occurred_ms + event.life_ms) * interval '1 millisecond' AS expires_at
+        FROM unnest(event_ids, account_ids, policies, occurred_ms, keys, key_lives_ms)
+             AS event(id, account_id, policy, occurred_ms, key, life_ms)
+        WHERE event.key IS NOT NULL AND event.id = ANY(new_ids)
+        ORDER BY event.id
+    LOOP
+        SELECT known.event_id, known.occurred_at, known.expires_at INTO billed
+        FROM billed_keys AS known
+        WHERE known.account_id = keyed.account_id AND known.policy = keyed.policy AND known.key = keyed.key;
+        IF FOUND AND billed.expires_at > keyed.occurred_at AND keyed.expires_at > billed.occurred_at THEN
+            repeats := repeats || keyed.id;
+            firsts := firsts || billed.event_id;
+        ELSIF NOT FOUND OR billed.expires_at <= keyed.occurred_at THEN
+            INSERT INTO billed_keys AS known (account_id, policy, key, event_id, occurred_at, expires_at)
+            VALUES (keyed.account_id, keyed.policy, keyed.key, keyed.id, keyed.occurred_at, keyed.expires_at)
+            ON CONFLICT (account_id, policy, key) DO UPDATE
+                SET event_id = excluded.event_id, occurred_at = excluded.occurred_at, expires_at = excluded.expires_at;
+        END IF;  -- else a late event from long before that one: billed, and not remembered
+    END LOOP;
+
+    -- 2. The counts that are not there yet, each with what was counted before these events.
+    INSERT INTO usage_units (account_id, kind, window_end, window_start, policy, used_units)
+    SELECT asked.account_id, asked.kind, asked.ends, asked.starts, asked.policy,
+           castgate_used_units(asked.account_id, asked.policy, asked.kind, asked.starts, asked.ends, new_ids)
+    FROM (
+        SELECT DISTINCT event.account_id, event.kind, event.policy,
+               timestamptz 'epoch' + event.start_ms * interval '1 millisecond' AS starts,
+               timestamptz 'epoch' + event.end_ms * interval '1 millisecond' AS ends
+        FROM unnest(event_ids, account_ids, policies, free_kinds, free_start_ms, free_end_ms)
+             AS event(id, account_id, policy, kind, start_ms, end_ms)
+        WHERE event.kind IS NOT NULL AND event.id = ANY(new_ids)
+    ) AS asked
+    ORDER BY asked.account_id, asked.kind, asked.ends
+    ON CONFLICT (account_id, kind, window_end) DO NOTHING;
+
+    -- 3. Who gets what is free.
+    WITH asked AS (
+        SELECT event.id, event.account_id, event.policy, event.kind, event.price, event.cast_id, event.free_limit,
+               timestamptz 'epoch' + event.occurred_ms * interval '1 millisecond' AS occurred_at,
+               timestamptz 'epoch' + event.end_ms * interval '1 millisecond' AS ends,
+               event.id = ANY(repeats) AS is_repeat,
+               CASE WHEN event.id = ANY(repeats) THEN 0 ELSE event.units END AS units
+        FROM unnest(event_ids, account_ids, policies, occurred_ms, prices, cast_ids, free_kinds, free_end_ms, units,
+                    free_limits)
+             AS event(id, account_id, policy, occurred_ms, price, cast_id, kind, end_ms, units, free_limit)
+        WHERE event.id = ANY(new_ids)
+    ), placed AS (
+        SELECT asked.*, sum(asked.units) OVER (PARTITION BY account_id, kind, ends ORDER BY id) - asked.units AS before
+        FROM asked
+    ), shared AS (
+        SELECT placed.*,
+               greatest(0, least(placed.units, placed.free_limit - counter.used_units - placed.before))::bigint AS free
+        FROM placed
+        LEFT JOIN usage_units AS counter
+          ON counter.account_id = placed.account_id AND counter.kind = placed.kind AND counter.window_end = placed.ends
+    ), charged AS (
+        SELECT shared.*,
+               CASE
+                   WHEN shared.is_repeat THEN 0
+                   WHEN shared.kind IS NULL OR shared.free = 0 THEN shared.price
+                   ELSE div(shared.price::numeric * (shared.units - shared.free) + shared.units - 1, shared.units)::bigint
+               END AS cost
+        FROM shared
+    )
+    SELECT array_agg(charged.account_id ORDER BY id), array_agg(occurred_at ORDER BY id),
+           array_agg(cost ORDER BY id), array_agg(id ORDER BY id), array_agg(charged.policy ORDER BY id),
+           array_agg(CASE WHEN kind IS NOT NULL THEN charged.units END ORDER BY id),
+           array_agg(CASE WHEN kind IS NOT NULL THEN charged.free END ORDER BY id),
+           array_agg(cast_id ORDER BY id) FILTER (WHERE cast_id IS NOT NULL AND NOT is_repeat),
+           array_agg(cost ORDER BY id) FILTER (WHERE cast_id IS NOT NULL AND NOT is_repeat)
+    INTO accounts, times, costs, ids, named, counted, free, casts, cast_costs
+    FROM charged;
+
+    UPDATE usage_events AS event
+    SET cost_microcents = told.cost, units = told.units, free_units = told.free,
+        repeat_of = firsts[array_position(repeats, told.id)]
+    FROM unnest(ids, costs, counted, free) AS told(id, cost, units, free)
+    WHERE event.id = told.id AND (told.free > 0 OR told.id = ANY(repeats));
+
+    -- 4. Every count of the policy that holds the event's time; another period may have been in force before.
+    UPDATE usage_units AS counter
+    SET used_units = least(counter.used_units::numeric + added.units, 9007199254740991)::bigint, updated_at = now()
+    FROM (
+        SELECT open.account_id, open.kind, open.window_end, sum(told.units) AS units
+        FROM unnest(accounts, named, times, counted) AS told(account_id, policy, occurred_at, units)
+        JOIN usage_units AS open
+          ON open.account_id = told.account_id
+         AND open.policy = told.policy
+         AND open.window_start <= told.occurred_at
+         AND open.window_end > told.occurred_at
+        WHERE told.units > 0
+        GROUP BY open.account_id, open.kind, open.window_end
+    ) AS added
+    WHERE counter.account_id = added.account_id AND counter.kind = added.kind AND counter.window_end = added.window_end;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION castgate_seed_usage(
     account_ids text[],
     periods     text[],
@@ -497,8 +634,6 @@ BEGIN
         ALTER FUNCTION castgate_charge_casts RESET enable_nestloop;
         ALTER FUNCTION castgate_charge_casts RESET enable_bitmapscan;
         ALTER FUNCTION castgate_charge_casts RESET enable_hashjoin;
-        ALTER FUNCTION castgate_settle_terms RESET enable_nestloop;
-        ALTER FUNCTION castgate_settle_terms RESET enable_bitmapscan;
     END IF;
 END $$;
 
