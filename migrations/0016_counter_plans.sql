@@ -27,6 +27,7 @@ SET enable_bitmapscan = off
 SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off
+SET work_mem = '4MB'  -- for the largest batch's accounts: what goes to the disk in parts comes back in another order
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE

@@ -34,8 +34,8 @@ COUNTERS = """
 """
 UNITS = """
     INSERT INTO usage_units (account_id, kind, window_end, window_start, policy, used_units)
-    SELECT account_id, 'free/cast/monthly/UTC/1', timestamptz '2026-12-01 00:00:00+00', timestamptz '2026-11-01 00:00:00+00',
-           'cast', 0
+    SELECT account_id, 'free/cast/monthly/UTC/1', timestamptz '2026-12-01 00:00:00+00',
+           timestamptz '2026-11-01 00:00:00+00', 'cast', 0
     FROM unnest($1::text[]) AS account_id
 """
 READ = """
