@@ -118,7 +118,8 @@ CREATE TABLE usage_events_late (
 -- order events by id, casts, totals by account, other counters; the last are only touched under their total's lock. So
 -- nobody waits in a circle. Each statement of a VOLATILE function at READ COMMITTED has its own snapshot: what runs
 -- after the lock sees all that earlier holders of the lock committed. That is why the steps are statements of their own
--- and not parts of one WITH, which would all look at the snapshot from before the wait.
+-- and not parts of one WITH, which would all look at the snapshot from before the wait. The order of account_id is that of its
+-- column and its index, COLLATE "C", whatever the database sorts by.
 --
 -- The settings: whoever waits longer for a lock tries again, and does not pile up here. Every table is reached by the keys
 -- of a batch, so that a write costs the same however many rows there are; for tables of middling size the planner would
@@ -172,7 +173,7 @@ BEGIN
 
         -- Lock. An account without a total has no events, so 0 is its sum. WHERE false: lock the row, leave it as it is.
         INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
-        SELECT DISTINCT account_ids[place], timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
+        SELECT DISTINCT account_ids[place] COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
                         timestamptz 'epoch'
         FROM unnest(lacking) AS place
         ORDER BY 1
@@ -265,7 +266,7 @@ BEGIN
 
     -- An account that has events and no total gets one here. WHERE false: lock the row, leave it as it is.
     INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
-    SELECT DISTINCT asked.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
+    SELECT DISTINCT asked.account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
     FROM unnest(account_ids) AS asked(account_id)
     ORDER BY 1
     ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
@@ -712,11 +713,11 @@ BEGIN
         -- 3. The totals: from here on these accounts are ours until the commit.
         INSERT INTO usage_counters AS counter (account_id, window_end, period, time_zone, week_start, window_start,
                                                used_microcents, calls)
-        SELECT event.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
+        SELECT event.account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
                sum(event.cost), sum(event.calls)
         FROM unnest(new_accounts, new_costs, new_calls) AS event(account_id, cost, calls)
-        GROUP BY event.account_id
-        ORDER BY event.account_id
+        GROUP BY 1
+        ORDER BY 1
         ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
             SET used_microcents = counter.used_microcents + excluded.used_microcents,
                 calls = counter.calls + excluded.calls,
@@ -1247,7 +1248,8 @@ BEGIN
                        timestamptz 'epoch' + max(added.last_ms) * interval '1 millisecond'
                 INTO accounts, costs, numbers, oldest, newest
                 FROM (
-                    SELECT event.account_id, sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
+                    SELECT event.account_id COLLATE "C" AS account_id, sum(coalesce(event.cost, one_cost))::bigint AS cost,
+                           count(*) AS calls,
                            min(coalesce(event.ms, one_ms)) AS first_ms, max(coalesce(event.ms, one_ms)) AS last_ms
                     FROM (
                         SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(costs_microcents) AS cost,
@@ -1405,7 +1407,7 @@ BEGIN
     END IF;
 
     INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
-    SELECT DISTINCT account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
+    SELECT DISTINCT account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
     FROM unnest(entry_accounts) AS entry(account_id)
     ORDER BY 1
     ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE

@@ -1,7 +1,7 @@
 """Charged calls on their way to Postgres: queued without waiting, written in batches, kept until Postgres has them.
 
 One batch is under way at a time; what comes meanwhile is the next one. A batch is one call of castgate_write_batch
-(migrations/0015_write_batch.sql): one round trip, one transaction, several statements on the server. It cannot be
+(migrations/0016_counter_plans.sql): one round trip, one transaction, several statements on the server. It cannot be
 one SQL statement: the counters must be read in a snapshot from after the account's lock, and a statement has one
 snapshot, from before (accounts.py has the whole argument). And with BEGIN … COMMIT sent by us, busy accounts would be
 locked while this process is busy or stopped.

@@ -1,5 +1,6 @@
 -- Counters are reached by the same plan however large their table was when it was made (docs/decisions/0068). All functions
--- give and leave what they did, so workers of earlier versions go on calling them.
+-- give and leave what they did, so workers of earlier versions go on calling them. And all lock accounts in one order: that of
+-- the column and its index, COLLATE "C", and not of what the database sorts other texts by.
 BEGIN;
 
 -- Adds to all counters of accounts, each account once, what their events come to, and gives what stands then; or says that it is
@@ -228,7 +229,8 @@ BEGIN
                        timestamptz 'epoch' + max(added.last_ms) * interval '1 millisecond'
                 INTO accounts, costs, numbers, oldest, newest
                 FROM (
-                    SELECT event.account_id, sum(coalesce(event.cost, one_cost))::bigint AS cost, count(*) AS calls,
+                    SELECT event.account_id COLLATE "C" AS account_id, sum(coalesce(event.cost, one_cost))::bigint AS cost,
+                           count(*) AS calls,
                            min(coalesce(event.ms, one_ms)) AS first_ms, max(coalesce(event.ms, one_ms)) AS last_ms
                     FROM (
                         SELECT unnest(event_ids) AS id, unnest(account_ids) AS account_id, unnest(costs_microcents) AS cost,
@@ -381,11 +383,11 @@ BEGIN
         -- 3. The totals: from here on these accounts are ours until the commit.
         INSERT INTO usage_counters AS counter (account_id, window_end, period, time_zone, week_start, window_start,
                                                used_microcents, calls)
-        SELECT event.account_id, timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
+        SELECT event.account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch',
                sum(event.cost), sum(event.calls)
         FROM unnest(new_accounts, new_costs, new_calls) AS event(account_id, cost, calls)
-        GROUP BY event.account_id
-        ORDER BY event.account_id
+        GROUP BY 1
+        ORDER BY 1
         ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
             SET used_microcents = counter.used_microcents + excluded.used_microcents,
                 calls = counter.calls + excluded.calls,
@@ -640,7 +642,7 @@ BEGIN
 END
 $$;
 
--- As in 0006, but for how it looks counters up.
+-- As in 0006, but for how it looks counters up, and for the order.
 CREATE OR REPLACE FUNCTION castgate_seed_usage(
     account_ids text[],
     periods     text[],
@@ -687,7 +689,7 @@ BEGIN
 
         -- Lock. An account without a total has no events, so 0 is its sum. WHERE false: lock the row, leave it as it is.
         INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
-        SELECT DISTINCT account_ids[place], timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
+        SELECT DISTINCT account_ids[place] COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1,
                         timestamptz 'epoch'
         FROM unnest(lacking) AS place
         ORDER BY 1
@@ -712,6 +714,226 @@ BEGIN
         ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO NOTHING;
     END LOOP;
     RETURN used;
+END
+$$;
+
+-- As in 0011 and 0010, but for the order.
+CREATE OR REPLACE FUNCTION castgate_admit(
+    worker         text,
+    released       uuid[],      -- holds that are over
+    entry_accounts text[],
+    entry_versions bigint[],
+    window_entries integer[],   -- ascending
+    periods        text[],
+    time_zones     text[],
+    week_starts    smallint[],
+    start_ms       bigint[],
+    end_ms         bigint[],
+    hard_limits    bigint[],
+    call_entries   integer[],
+    hold_ids       uuid[],
+    amounts        bigint[],
+    policies       text[],
+    only_asks      boolean[],   -- decide, but take nothing
+    free_kinds     text[] DEFAULT '{}',
+    free_start_ms  bigint[] DEFAULT '{}',
+    free_end_ms    bigint[] DEFAULT '{}',
+    units          bigint[] DEFAULT '{}',
+    free_limits    bigint[] DEFAULT '{}',
+    keys           text[] DEFAULT '{}',
+    key_lives_ms   bigint[] DEFAULT '{}',
+    OUT outcomes   smallint[],
+    OUT places     integer[],
+    OUT details    bigint[],
+    OUT now_ms     bigint,
+    OUT needs      bigint[]     -- what the call would have had to hold, where a budget refuses it
+)
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '40ms'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    versions bigint[];
+    held     bigint[];
+    used     bigint[];
+    firsts   integer[];
+    owner    integer;  -- the first entry of the same account: what is held is the account's, whatever version is known
+    entry    integer;
+    place    integer;
+    taken    bigint;
+    need     bigint;
+    tiers    text[];   -- of the calls, each by account, kind and window
+    tier     integer;
+    tier_used  bigint[];
+    tier_held  bigint[];
+    reserves bigint[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'calls are admitted at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    -- What is lost with the server is what the workers bring back.
+    PERFORM set_config('synchronous_commit', 'off', true);
+
+    IF cardinality(released) > 0 THEN
+        DELETE FROM usage_holds WHERE id = ANY(released);
+    END IF;
+
+    INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
+    SELECT DISTINCT account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
+    FROM unnest(entry_accounts) AS entry(account_id)
+    ORDER BY 1
+    ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+        SET used_microcents = usage_counters.used_microcents
+        WHERE false;
+
+    used := castgate_seed_usage(
+        (SELECT array_agg(entry_accounts[asked.entry] ORDER BY asked.place)
+         FROM unnest(window_entries) WITH ORDINALITY AS asked(entry, place)),
+        periods, time_zones, week_starts, start_ms, end_ms
+    );
+    SELECT array_agg(coalesce(billing.facts_version, 0) ORDER BY asked.place),
+           array_agg((SELECT coalesce(sum(hold.amount_microcents) FILTER (WHERE hold.free_kind IS NULL), 0)
+                             + CASE WHEN count(hold.free_kind) > 0 THEN
+                                   (SELECT coalesce(sum(tier.reserve), 0) FROM castgate_reserves(asked.account_id) AS tier)
+                               ELSE 0 END
+                      FROM usage_holds AS hold
+                      WHERE hold.account_id = asked.account_id)::bigint ORDER BY asked.place)
+    INTO versions, held
+    FROM unnest(entry_accounts) WITH ORDINALITY AS asked(account_id, place)
+    LEFT JOIN LATERAL (
+        SELECT facts_version FROM billing_accounts WHERE account_id = asked.account_id LIMIT 1
+    ) AS billing ON true;
+
+    IF cardinality(free_kinds) > 0 THEN
+        SELECT array_agg(asked.tier), array_agg(asked.used), array_agg(standing.units),
+               array_agg(standing.reserve)
+        INTO tiers, tier_used, tier_held, reserves
+        FROM (
+            SELECT DISTINCT ON (1) entry_accounts[call.entry] || ' ' || call.kind || ' ' || call.start_ms AS tier,
+                   entry_accounts[call.entry] AS account_id, call.kind, timestamptz 'epoch' + call.start_ms * interval '1 millisecond' AS starts,
+                   castgate_used_units(entry_accounts[call.entry], call.policy, call.kind,
+                                       timestamptz 'epoch' + call.start_ms * interval '1 millisecond',
+                                       timestamptz 'epoch' + call.end_ms * interval '1 millisecond') AS used
+            FROM unnest(call_entries, policies, free_kinds, free_start_ms, free_end_ms)
+                 AS call(entry, policy, kind, start_ms, end_ms)
+            WHERE call.kind IS NOT NULL
+        ) AS asked
+        CROSS JOIN LATERAL (
+            SELECT coalesce(max(tier.units), 0) AS units, coalesce(max(tier.reserve), 0) AS reserve
+            FROM castgate_reserves(asked.account_id) AS tier
+            WHERE tier.kind = asked.kind AND tier.starts = asked.starts
+        ) AS standing;
+    END IF;
+    FOR window_place IN 1 .. coalesce(cardinality(window_entries), 0) LOOP
+        IF firsts[window_entries[window_place]] IS NULL THEN
+            firsts[window_entries[window_place]] := window_place;
+        END IF;
+    END LOOP;
+
+    FOR at IN 1 .. cardinality(call_entries) LOOP
+        entry := call_entries[at];
+        outcomes[at] := 0;
+        places[at] := 0;
+        details[at] := 0;
+        needs[at] := 0;
+        IF versions[entry] > entry_versions[entry] THEN
+            outcomes[at] := 3;
+            details[at] := versions[entry];
+            CONTINUE;
+        END IF;
+        owner := array_position(entry_accounts, entry_accounts[entry]);
+        place := firsts[entry];
+        need := amounts[at];
+        IF free_kinds[at] IS NOT NULL THEN
+            tier := array_position(tiers, entry_accounts[entry] || ' ' || free_kinds[at] || ' ' || free_start_ms[at]);
+            need := castgate_reserve(tier_used[tier], tier_held[tier] + units[at], free_limits[at], amounts[at], units[at])
+                    - reserves[tier];
+        END IF;
+        WHILE need > 0 AND window_entries[place] = entry LOOP
+            taken := used[place] + held[owner];
+            IF taken + need > hard_limits[place] THEN
+                outcomes[at] := 1;
+                places[at] := place - firsts[entry];
+                details[at] := taken;
+                needs[at] := need;
+                EXIT;
+            END IF;
+            place := place + 1;
+        END LOOP;
+        IF outcomes[at] = 0 AND NOT only_asks[at] THEN
+            held[owner] := held[owner] + need;
+            IF free_kinds[at] IS NOT NULL THEN
+                tier_held[tier] := tier_held[tier] + units[at];
+                reserves[tier] := reserves[tier] + need;
+            END IF;
+        END IF;
+    END LOOP;
+
+    now_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+    INSERT INTO usage_holds (id, account_id, amount_microcents, admitted_at, policy, worker_id, free_kind, free_start_ms,
+                             free_end_ms, units, free_limit, key, key_life_ms)
+    SELECT asked.id, entry_accounts[asked.entry], asked.amount,
+           timestamptz 'epoch' + now_ms * interval '1 millisecond', asked.policy, worker,
+           asked.kind, asked.free_start_ms, asked.free_end_ms, asked.units, asked.free_limit, asked.key, asked.key_life_ms
+    FROM unnest(call_entries, hold_ids, amounts, policies, only_asks, outcomes, free_kinds, free_start_ms, free_end_ms,
+                units, free_limits, keys, key_lives_ms)
+         AS asked(entry, id, amount, policy, only_asks, outcome, kind, free_start_ms, free_end_ms,
+                  units, free_limit, key, key_life_ms)
+    WHERE asked.outcome = 0 AND NOT asked.only_asks
+    ON CONFLICT (id) DO NOTHING;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION castgate_repair_usage(account_ids text[])
+RETURNS bigint  -- counters that were wrong
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    repaired bigint;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'usage is repaired at READ COMMITTED, not %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+
+    -- An account that has events and no total gets one here. WHERE false: lock the row, leave it as it is.
+    INSERT INTO usage_counters (account_id, window_end, period, time_zone, week_start, window_start)
+    SELECT DISTINCT asked.account_id COLLATE "C", timestamptz '9999-12-31 00:00:00+00', 'total', 'UTC', 1, timestamptz 'epoch'
+    FROM unnest(account_ids) AS asked(account_id)
+    ORDER BY 1
+    ON CONFLICT (account_id, window_end, period, time_zone, week_start) DO UPDATE
+        SET used_microcents = usage_counters.used_microcents
+        WHERE false;
+
+    UPDATE usage_counters AS counter
+    SET used_microcents = past.cost, calls = past.calls, updated_at = now()
+    FROM (
+        SELECT known.account_id, known.window_end, known.period, known.time_zone, known.week_start,
+               sums.cost + coalesce(archived.cost_microcents, 0) AS cost, sums.calls + coalesce(archived.calls, 0) AS calls
+        FROM usage_counters AS known
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(event.cost_microcents), 0)::bigint AS cost, count(*) AS calls
+            FROM usage_events AS event
+            WHERE event.account_id = known.account_id
+              AND event.occurred_at >= known.window_start AND event.occurred_at < known.window_end
+        ) AS sums
+        LEFT JOIN usage_archived AS archived ON archived.account_id = known.account_id AND known.period = 'total'
+        WHERE known.account_id = ANY(account_ids)
+          AND (known.period = 'total' OR known.window_start >= ALL (SELECT until FROM usage_months_dropped))
+          AND (known.used_microcents, known.calls) IS DISTINCT FROM
+              (sums.cost + coalesce(archived.cost_microcents, 0), sums.calls + coalesce(archived.calls, 0))
+    ) AS past
+    WHERE counter.account_id = past.account_id
+      AND counter.window_end = past.window_end
+      AND counter.period = past.period
+      AND counter.time_zone = past.time_zone
+      AND counter.week_start = past.week_start;
+    GET DIAGNOSTICS repaired = ROW_COUNT;
+    RETURN repaired;
 END
 $$;
 

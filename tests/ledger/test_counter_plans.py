@@ -143,3 +143,18 @@ async def test_totals_are_locked_in_order_of_account_however_they_lie(
     await writer.close()
     await third.close()
     await counters_equal_ledger()
+
+
+async def test_whoever_locks_totals_sorts_accounts_as_their_index_does(sql: Connection) -> None:
+    """And not as the database sorts texts; this server knows no other order than that of their bytes."""
+    rows = await sql.fetch("SELECT proname, prosrc FROM pg_proc WHERE prosrc LIKE '%INSERT INTO usage_counters%'")
+    assert {row["proname"] for row in rows} == {
+        *("castgate_admit", "castgate_record_usage", "castgate_repair_usage", "castgate_seed_usage")
+    }
+    for row in rows:
+        begin = row["prosrc"].index("INSERT INTO usage_counters")
+        statement = row["prosrc"][begin : row["prosrc"].index("ON CONFLICT", begin)]
+        assert 'COLLATE "C", timestamptz \'9999-12-31' in statement, row["proname"]
+        assert statement.endswith(("ORDER BY 1\n    ", "ORDER BY 1\n        ")), row["proname"]
+    batch = await sql.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'castgate_write_batch'")
+    assert 'event.account_id COLLATE "C" AS account_id' in batch
