@@ -78,10 +78,11 @@ class Exchange(Call):
     # --- identify
 
     def _identify(self, policy: Policy) -> None:
-        relay, credentials = self.relay, self.request.credentials
+        relay, request = self.relay, self.request
+        credentials = request.credentials
         self.state = ADMITTING
         self.client.deadline = relay.clock_s + _ADMIT_TIMEOUT_S
-        found = UNKNOWN if credentials is None else relay.identify.cached(credentials)
+        found = UNKNOWN if credentials is None else relay.identify.cached(credentials, request.met)
         if found is UNKNOWN:
             self.identified(None)
         elif found is not None:
