@@ -206,11 +206,11 @@ class Identify:
         age_s = now - entry.read_at
         if age_s >= 2 * self._ttl_s:
             return None  # kept for the case that Postgres cannot be asked
-        self._accounts.refresh(entry.account)
         if age_s >= self._ttl_s:
-            self._enqueue(credentials, None)
+            self._enqueue(credentials, None)  # and with them the account's facts, where they are due
             entry.look_at = now + min(_LOOK_AGAIN_S, self._ttl_s)
         else:
+            self._accounts.refresh(entry.account)
             entry.look_at = self._next_look(entry, now)
         self._hits.add()
         return entry.account
@@ -336,6 +336,7 @@ class Identify:
             self._errors.add(len(waiting))
             _tell(waiting, None)
         elif self._clock() - entry.read_at < self._stale_max_s:
+            self._accounts.refresh(entry.account)
             self._stales.add(len(waiting))
             _tell(waiting, entry.account)
         else:
