@@ -231,18 +231,16 @@ class Exchange(Call):
         self.upstream = upstream
         if not request.forwarded_head:
             self._write_head()
-        request_id = request.request_id
-        if request_id is not None:
-            head = request.forwarded_head + request.forwarded_end
-        else:
+        request_id, end = request.request_id, request.forwarded_end
+        if request_id is None:
             # The id of the call's ledger event, where there is one: one name for the call in every log and table.
             hold = self.hold
             request_id = relay.new_request_id() if hold is None else hold.hold_id.encode()
-            head = b"%bX-Request-Id: %b\r\n%b" % (request.forwarded_head, request_id, request.forwarded_end)
+            end = b"X-Request-Id: %b\r\n%b" % (request_id, end)
         self.request_id = request_id
         if self.meter is not None:
             self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
-        upstream.start(self, head + self._taken_body())
+        upstream.start(self, b"%b%b%b" % (request.forwarded_head, end, self._taken_body()))
         if not client.writable:
             upstream.pause_reading()
         if request.complete:
