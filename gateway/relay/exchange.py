@@ -78,11 +78,10 @@ class Exchange(Call):
     # --- identify
 
     def _identify(self, policy: Policy) -> None:
-        relay, request = self.relay, self.request
-        credentials = request.credentials
+        relay, credentials = self.relay, self.request.credentials
         self.state = ADMITTING
         self.client.deadline = relay.clock_s + _ADMIT_TIMEOUT_S
-        found = UNKNOWN if credentials is None else relay.identify.cached(credentials, request.met)
+        found = UNKNOWN if credentials is None else relay.identify.cached(credentials, self.request.met)
         if found is UNKNOWN:
             self.identified(None)
         elif found is not None:
@@ -231,16 +230,18 @@ class Exchange(Call):
         self.upstream = upstream
         if not request.forwarded_head:
             self._write_head()
-        request_id, end = request.request_id, request.forwarded_end
-        if request_id is None:
+        request_id = request.request_id
+        if request_id is not None:
+            head = request.forwarded_head + request.forwarded_end
+        else:
             # The id of the call's ledger event, where there is one: one name for the call in every log and table.
             hold = self.hold
             request_id = relay.new_request_id() if hold is None else hold.hold_id.encode()
-            end = b"X-Request-Id: %b\r\n%b" % (request_id, end)
+            head = b"%bX-Request-Id: %b\r\n%b" % (request.forwarded_head, request_id, request.forwarded_end)
         self.request_id = request_id
         if self.meter is not None:
             self.meter.sent(monotonic())  # the loop's own clock counts whole milliseconds
-        upstream.start(self, b"%b%b%b" % (request.forwarded_head, end, self._taken_body()))
+        upstream.start(self, head + self._taken_body())
         if not client.writable:
             upstream.pause_reading()
         if request.complete:
