@@ -114,6 +114,8 @@ class Accounts:
     ) -> None:
         # Told what accounts have used in the windows that were seeded.
         self.on_seeded: Callable[[Sequence[WindowUsage]], None] = _nobody_listens
+        # The last used last; for reading alone.
+        self.remembered: OrderedDict[str, Account] = OrderedDict()
         self._database = database
         self._rules = rules
         self._tasks = tasks
@@ -121,7 +123,6 @@ class Accounts:
         self._facts_ttl_s = facts_ttl_s
         self._clock = clock
         self._living: WeakValueDictionary[str, Account] = WeakValueDictionary()
-        self._recent: OrderedDict[str, Account] = OrderedDict()
         self._endings: WeakKeyDictionary[Account, asyncio.TimerHandle] = WeakKeyDictionary()
         self._due: dict[str, Account] = {}
         self._limits: dict[tuple[tuple[BudgetLimit, ...], str], tuple[Plan, tuple[BudgetLimit, ...]]] = {}
@@ -133,21 +134,21 @@ class Accounts:
         account = self._living.get(account_id)
         if account is None:
             account = self._living[account_id] = Account(account_id)
-        self._recent[account_id] = account
-        self._recent.move_to_end(account_id)
-        if len(self._recent) > self._entries_max:
-            self._recent.popitem(last=False)
+        self.remembered[account_id] = account
+        self.remembered.move_to_end(account_id)
+        if len(self.remembered) > self._entries_max:
+            self.remembered.popitem(last=False)
         return account
 
     def met(self, account_id: str) -> Account | None:
         """The account, if this worker has it and knows its facts."""
         # The first is a look-up in C, the second is Python's.
-        account = self._recent.get(account_id) or self._living.get(account_id)
+        account = self.remembered.get(account_id) or self._living.get(account_id)
         return account if account is not None and account.version != NOT_LOADED else None
 
     def recent(self) -> Sequence[Account]:
         """Those that are remembered, the last used first."""
-        return list(reversed(self._recent.values()))
+        return list(reversed(self.remembered.values()))
 
     def due_s(self, account: Account) -> float:
         """When the account's facts should be read again, by the clock given."""

@@ -23,7 +23,7 @@ from types import ModuleType
 MODULES = (
     *("admission", "admission_batch", "admission_holds", "admission_lane", "admission_settle", "admission_verdicts"),
     *("credentials", "identify"),
-    *("ledger", "metrics", "observer", "redis_store", "usage_columns", "usage_events"),
+    *("ledger", "metrics", "observer", "redis_store", "soft_limits", "usage_columns", "usage_events"),
     "policy.verdicts",
     *("relay.added", "relay.alike", "relay.balancer", "relay.call", "relay.capture"),
     *("relay.client", "relay.conformance", "relay.counters", "relay.cut_short", "relay.endings"),

@@ -7,7 +7,8 @@ An answer is fresh for ``ttl_s``. For as long again it still serves while it is 
 key never waits; after that a request waits for the reading. While Postgres is away, what was true at most
 ``stale_max_s`` ago serves. Phase 1 checks every credential itself, so an old answer lets nobody in: it says who pays.
 Unknown credentials have a smaller cache of their own, which a flood of guesses cannot use to push out the known.
-Raw credentials are the keys (they are in memory anyway, in the request): one lookup and no hash in the hot path.
+Raw credentials are the keys (they are in memory anyway, in the request): one lookup and no hash in the hot path. Of a
+request that shows nothing but its Authorization, that value is a key as well, and need not be read at all.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _KNOWN_BYTES_MAX = 64 * 1024 * 1024
 _UNKNOWN_MAX = 10_000  # of CREDENTIAL_BYTES_MAX each: 40 MiB
 # Between two looks at an entry that should be read again but is not yet.
 _LOOK_AGAIN_S = 1.0
+_NEVER = float("-inf")
 
 _log = structlog.get_logger()
 
@@ -64,13 +66,17 @@ UNKNOWN: Final = Unknown.UNKNOWN
 Done = Callable[[Account | None], None]
 
 
-class _Entry:
-    __slots__ = ("account", "look_at", "read_at")
+class Met:
+    """Credentials that were met before, and whose they are; one object for as long as they are remembered."""
 
-    def __init__(self, account: Account, read_at: float) -> None:
+    __slots__ = ("account", "authorization", "credentials", "look_at", "read_at")
+
+    def __init__(self, credentials: Credentials, account: Account, read_at: float) -> None:
+        self.credentials = credentials
         self.account = account
+        self.authorization: bytes | None = None  # the value that showed them, alone, when they came last
         self.read_at = read_at
-        self.look_at = read_at  # until then the entry may be used without another thought
+        self.look_at = read_at  # until then it may be used without another thought
 
 
 class Identify:
@@ -100,7 +106,8 @@ class Identify:
         self._ttl_s = settings.cache.ttl_s
         self._negative_ttl_s = settings.cache.negative_ttl_s
         self._stale_max_s = settings.cache.stale_max_s
-        self._known: OrderedDict[Credentials, _Entry] = OrderedDict()
+        self._known: OrderedDict[Credentials, Met] = OrderedDict()
+        self._by_authorization: dict[bytes, Met] = {}  # some of these
         self._known_bytes = 0
         self._unknown: OrderedDict[Credentials, float] = OrderedDict()  # until when
         self._waiting: dict[Credentials, list[Done]] = {}
@@ -141,8 +148,25 @@ class Identify:
             return doubt_about_cookie(cookie, self._cookie)
         return None
 
-    def cached(self, credentials: Credentials) -> Account | Unknown | None:
-        """The account, UNKNOWN, or None where ``resolve`` must find out. No IO."""
+    def met_with(self, authorization: bytes) -> Met | None:
+        """What a request shows that has this Authorization and nothing else to show, if that is remembered. No IO."""
+        return self._by_authorization.get(authorization)
+
+    def remember(self, authorization: bytes, credentials: Credentials) -> Met | None:
+        """To be met with by this value, alone, from now on: ``credentials``, as they were read out of it. No IO."""
+        entry = self._known.get(credentials)
+        if entry is not None and self._known_bytes < _KNOWN_BYTES_MAX:
+            self._forget_authorization(entry)
+            self._by_authorization[authorization] = entry
+            self._known_bytes += len(authorization)
+            entry.authorization = authorization
+        return entry
+
+    def cached(self, credentials: Credentials, met: Met | None = None) -> Account | Unknown | None:
+        """The account, UNKNOWN, or None where ``resolve`` must find out; ``met`` is what was met with them. No IO."""
+        if met is not None and self._clock() < met.look_at:
+            self._hits.add()
+            return met.account
         entry = self._known.get(credentials)
         if entry is not None and self._clock() < entry.look_at:
             self._hits.add()
@@ -168,7 +192,7 @@ class Identify:
         """Credentials thought unknown were good after all: Phase 1 accepted them."""
         self._unknown.pop(credentials, None)
 
-    def _look_closer(self, credentials: Credentials, entry: _Entry | None) -> Account | Unknown | None:
+    def _look_closer(self, credentials: Credentials, entry: Met | None) -> Account | Unknown | None:
         now = self._clock()
         if entry is None:
             until = self._unknown.get(credentials)
@@ -182,16 +206,16 @@ class Identify:
         age_s = now - entry.read_at
         if age_s >= 2 * self._ttl_s:
             return None  # kept for the case that Postgres cannot be asked
-        self._accounts.refresh(entry.account)
         if age_s >= self._ttl_s:
-            self._enqueue(credentials, None)
+            self._enqueue(credentials, None)  # and with them the account's facts, where they are due
             entry.look_at = now + min(_LOOK_AGAIN_S, self._ttl_s)
         else:
+            self._accounts.refresh(entry.account)
             entry.look_at = self._next_look(entry, now)
         self._hits.add()
         return entry.account
 
-    def _next_look(self, entry: _Entry, now: float) -> float:
+    def _next_look(self, entry: Met, now: float) -> float:
         """When the entry is no longer fresh, or its account's facts are due, whichever is first."""
         return min(entry.read_at + self._ttl_s, max(self._accounts.due_s(entry.account), now + _LOOK_AGAIN_S))
 
@@ -290,9 +314,12 @@ class Identify:
                     self._unknown.popitem(last=False)
         else:
             self._unknown.pop(credentials, None)
-            self._forget_known(credentials)
-            self._known_bytes += size_bytes(credentials)
-            entry = self._known[credentials] = _Entry(account, started)
+            entry = self._known.get(credentials)
+            if entry is None:
+                self._known_bytes += size_bytes(credentials)
+                entry = self._known[credentials] = Met(credentials, account, started)
+            else:
+                entry.account, entry.read_at = account, started
             entry.look_at = self._next_look(entry, now)
             # Whoever is in use is read again every ttl_s and so goes to the end: the first is the longest unused.
             self._known.move_to_end(credentials)
@@ -309,6 +336,7 @@ class Identify:
             self._errors.add(len(waiting))
             _tell(waiting, None)
         elif self._clock() - entry.read_at < self._stale_max_s:
+            self._accounts.refresh(entry.account)
             self._stales.add(len(waiting))
             _tell(waiting, entry.account)
         else:
@@ -317,8 +345,17 @@ class Identify:
             _tell(waiting, None)
 
     def _forget_known(self, credentials: Credentials) -> None:
-        if self._known.pop(credentials, None) is not None:
+        entry = self._known.pop(credentials, None)
+        if entry is not None:
             self._known_bytes -= size_bytes(credentials)
+            self._forget_authorization(entry)
+            entry.look_at = _NEVER  # requests that have met it look for another
+
+    def _forget_authorization(self, entry: Met) -> None:
+        if entry.authorization is not None:
+            del self._by_authorization[entry.authorization]
+            self._known_bytes -= len(entry.authorization)
+            entry.authorization = None
 
     def _report(self, error: Exception | None) -> None:
         """One line when lookups begin to fail, one when they work again."""

@@ -13,7 +13,7 @@ import asyncpg
 
 from gateway.ledger_telling import SumsFirst, SumsThatRise
 from gateway.usage_columns import Columns, by_id, have_terms, term_columns, terms_in
-from gateway.usage_events import UsageEvent, WindowUsage
+from gateway.usage_events import UsageEvent, WindowUsage, usages_of
 
 Row = TypeVar("Row")
 Listener = Callable[[Sequence[UsageEvent], Sequence[WindowUsage]], None]
@@ -89,15 +89,12 @@ class Turns:
 
         ``are_held``: each is in the sums from now on with the cost that it has, and held until it is told.
         """
-        usages = list(
-            map(
-                WindowUsage,
-                row["usage_accounts"],
-                row["usage_kinds"],
-                row["usage_start_ms"],
-                row["usage_end_ms"],
-                row["usage_microcents"],
-            )
+        usages = usages_of(
+            row["usage_accounts"],
+            row["usage_kinds"],
+            row["usage_start_ms"],
+            row["usage_end_ms"],
+            row["usage_microcents"],
         )
         if len(events) <= PIECE_EVENTS:
             listener(events, usages)

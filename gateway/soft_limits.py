@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
+from gateway.accounts import NOT_LOADED
 from gateway.database import QUERIES, StoreError
 from gateway.policy.answers import instant_text
 from gateway.policy.money import cents_text
@@ -56,9 +57,10 @@ _log = structlog.get_logger()
 class Standing:
     """How far one kind of budget is used, as this worker last heard."""
 
-    __slots__ = ("end_ms", "limit", "next_microcents", "start_ms", "thresholds", "used_microcents")
+    __slots__ = ("end_ms", "kind", "limit", "next_microcents", "start_ms", "thresholds", "used_microcents")
 
-    def __init__(self, limit: BudgetLimit, thresholds: tuple[Threshold, ...]) -> None:
+    def __init__(self, kind: str, limit: BudgetLimit, thresholds: tuple[Threshold, ...]) -> None:
+        self.kind = kind
         self.limit = limit
         self.thresholds = thresholds  # lowest first, at least one
         self.start_ms = -1
@@ -70,24 +72,33 @@ class Standing:
 class Watch:
     """What soft limits know of an account; made of its facts and kept until they change."""
 
-    __slots__ = ("by_kind", "limits", "soft_limits", "thresholds")
+    __slots__ = ("limits", "soft_limits", "standings", "thresholds")
 
     def __init__(self, account: Account, thresholds: Mapping[str, tuple[Threshold, ...]]) -> None:
         self.limits = account.limits
         self.soft_limits = account.soft_limits
         self.thresholds = thresholds
-        # The names are those of ``thresholds``, which all accounts with the same budgets share.
-        self.by_kind = {
-            kind: Standing(limit, of_kind)
-            for kind, of_kind in thresholds.items()
-            for limit in account.limits
-            if limit.kind == kind
-        }
+        # Most accounts have one or two. The names are those of ``thresholds``, which all with the same budgets share.
+        self.standings = tuple(
+            [
+                Standing(kind, limit, of_kind)
+                for kind, of_kind in thresholds.items()
+                for limit in account.limits
+                if limit.kind == kind
+            ]
+        )
+
+    def of(self, kind: str) -> Standing | None:
+        """That of one kind of budget."""
+        for standing in self.standings:
+            if standing.kind == kind:
+                return standing
+        return None
 
     def take_over(self, other: Watch) -> None:
         """What was used does not change with the facts; what is next is asked anew."""
-        for kind, standing in self.by_kind.items():
-            known = other.by_kind.get(kind)
+        for standing in self.standings:
+            known = other.of(standing.kind)
             if known is not None:
                 standing.start_ms = known.start_ms
                 standing.end_ms = known.end_ms
@@ -123,12 +134,16 @@ class SoftLimits:
 
     def committed(self, usages: Iterable[WindowUsage]) -> None:
         """What accounts have used, by the ledger's last write or a counter that was read. No IO."""
+        accounts = self._accounts
+        remembered = accounts.remembered
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
-            account = self._accounts.met(account_id)
-            if account is None:
-                self._look_soon(account_id)
-                continue
-            standing = self._watch(account).by_kind.get(kind)
+            account = remembered.get(account_id)
+            if account is None or account.version == NOT_LOADED:
+                account = accounts.met(account_id)
+                if account is None:
+                    self._look_soon(account_id)
+                    continue
+            standing = self._watch(account).of(kind)
             if standing is None:
                 continue
             if start_ms > standing.start_ms:
@@ -157,7 +172,7 @@ class SoftLimits:
             return None
         now_ms = time.time() * 1000
         found = None
-        for standing in self._watch(account).by_kind.values():
+        for standing in self._watch(account).standings:
             if standing.start_ms <= now_ms < standing.end_ms:
                 use = use_of(standing.limit, standing.thresholds, standing.used_microcents)
                 if use is not None and (found is None or use.percent > found.percent):

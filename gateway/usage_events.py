@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from gateway.policy.rules import Policy
@@ -69,6 +70,15 @@ class WindowUsage(NamedTuple):
     start_ms: int
     end_ms: int
     used_microcents: int  # of a free tier: units
+
+
+# Makes a named tuple of all its fields, in half of the time that calling its class takes.
+_usage_of: Callable[[tuple[object, ...]], WindowUsage] = partial(tuple.__new__, WindowUsage)
+
+
+def usages_of(*columns: Sequence[object]) -> list[WindowUsage]:
+    """Of the values of each field."""
+    return list(map(_usage_of, zip(*columns, strict=True)))
 
 
 def _event_ids() -> Callable[[], str]:

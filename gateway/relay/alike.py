@@ -22,15 +22,43 @@ _is_plain = re.compile(rb"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 
 class Varying:
-    """The one value that differed last, as it nearly always is the one that differs next."""
+    """The one value that differed last, as it nearly always is the one that differs next: what is around it."""
 
-    __slots__ = ("field", "line_at", "place", "value_at")
+    __slots__ = (
+        "after",
+        "before",
+        "field",
+        "forwarded",
+        "forwarded_after",
+        "forwarded_before",
+        "is_all_shown",
+        "line_at",
+        "place",
+    )
 
-    def __init__(self, field: int, place: int, line_at: int, value_at: int) -> None:
+    def __init__(self, request: "Request", head: bytes, field: int, place: int, line_at: int) -> None:
+        line = request.lines[place]
+        value_at = line_at + line.find(b": ") + 2
         self.field = field
         self.place = place  # of its line in ``Request.lines``; no other line has a field of that spelling
         self.line_at = line_at  # in the head
-        self.value_at = value_at
+        self.before, self.after = head[:value_at], head[line_at + len(line) - 2 :]
+        # Whether this value alone says who calls.
+        self.is_all_shown = field == AUTHORIZATION and request.api_key is None and request.cookie is None
+        self.forwarded = b""  # the head that went upstream last, and what is around the value there
+        self.forwarded_before = self.forwarded_after = b""
+
+    def in_forwarded(self, head: bytes, line: bytes, value: bytes) -> bytes:
+        """``head``, which goes upstream and in which ``line`` has the value, with this one."""
+        if head is not self.forwarded:
+            # The gateway's own lines come after those of the request.
+            line_at = head.find(b"\n%b" % line) + 1
+            if line_at == 0:
+                return head
+            self.forwarded_before = head[: line_at + line.find(b": ") + 2]
+            self.forwarded_after = head[line_at + len(line) - 2 :]
+        self.forwarded = b"%b%b%b" % (self.forwarded_before, value, self.forwarded_after)
+        return self.forwarded
 
 
 def become(request: "Request", head: bytes, body_bytes: int, data: bytes, relay: "Relay") -> bytes:
@@ -39,26 +67,42 @@ def become(request: "Request", head: bytes, body_bytes: int, data: bytes, relay:
     """
     varying = request.varying
     if varying is not None:
-        line_at, value_at = varying.line_at, varying.value_at
-        was_end, end = head.find(b"\r\n", value_at), data.find(b"\r\n", value_at)
-        rest = head[was_end:]
-        head_end = end + len(rest)
+        before, after = varying.before, varying.after
+        end = len(data) - body_bytes - len(after)
+        head_end = end + len(after)
         if (
-            head_end + body_bytes == len(data)
-            and data.startswith(rest, end)
-            and data.startswith(head[:value_at])
-            and _is_plain(value := data[value_at:end]) is not None
+            end > len(before)
             and head_end <= relay.limits.head_bytes_max
+            and data.startswith(before)
+            and data.startswith(after, end)
         ):
-            was, instead = head[line_at : was_end + 2], data[line_at : end + 2]
-            _change(request, varying.field, varying.place, was, instead, value)
-            if varying.field != OTHER:
-                _identify_again(request, relay)
-            return data[:head_end]
+            value = data[len(before) : end]
+            shows_all = varying.is_all_shown and request.policy is not None
+            met = relay.identify.met_with(value) if shows_all else None
+            if met is not None or _is_plain(value) is not None:  # what was met with was plain
+                _vary(request, varying, data[varying.line_at : end + 2], value)
+                if met is not None:
+                    request.credentials, request.met = met.credentials, met
+                elif varying.field != OTHER:
+                    _identify_again(request, relay)
+                    if shows_all and request.credentials is not None:
+                        request.met = relay.identify.remember(value, request.credentials)
+                return data[:head_end]
     head_end = data.find(b"\r\n\r\n") + 4
     if head_end + body_bytes != len(data) or head_end > relay.limits.head_bytes_max:
         return b""
     return _become_by_lines(request, head, data[:head_end], relay)
+
+
+def _vary(request: "Request", varying: Varying, line: bytes, value: bytes) -> None:
+    """``_change`` where nothing has to be looked for."""
+    lines, place = request.lines, varying.place
+    was = lines[place]
+    lines[place] = line
+    if request.forwarded_head:
+        request.forwarded_head = varying.in_forwarded(request.forwarded_head, was, value)
+    request.head_bytes += len(line) - len(was)
+    _take(request, varying.field, value)
 
 
 def _become_by_lines(request: "Request", head: bytes, new_head: bytes, relay: "Relay") -> bytes:
@@ -94,14 +138,13 @@ def _varying_in(request: "Request", head: bytes, field: int, place: int) -> Vary
     begin = line[: line.find(b": ") + 2]
     if field == REQUEST_ID or sum(one.startswith(begin) for one in request.lines) > 1:
         return None
-    line_at = head.find(b"\n%b" % line) + 1
-    return Varying(field, place, line_at, line_at + len(begin))
+    return Varying(request, head, field, place, head.find(b"\n%b" % line) + 1)
 
 
 def _identify_again(request: "Request", relay: "Relay") -> None:
     if request.policy is not None:
         shown = request.authorization, request.api_key, request.cookie
-        request.credentials = relay.identify.credentials_from(*shown)
+        request.credentials, request.met = relay.identify.credentials_from(*shown), None
 
 
 def _may_become(request: "Request", field: int, was: bytes, value: bytes) -> bool:
@@ -118,6 +161,10 @@ def _change(request: "Request", field: int, place: int, line: bytes, instead: by
     # The gateway's own lines come after those of the request.
     request.forwarded_head = request.forwarded_head.replace(b"\n%b" % line, b"\n%b" % instead, 1)
     request.head_bytes += len(instead) - len(line)
+    _take(request, field, value)
+
+
+def _take(request: "Request", field: int, value: bytes) -> None:
     if field == AUTHORIZATION:
         request.authorization = value
     elif field == API_KEY:

@@ -81,7 +81,7 @@ class Exchange(Call):
         relay, credentials = self.relay, self.request.credentials
         self.state = ADMITTING
         self.client.deadline = relay.clock_s + _ADMIT_TIMEOUT_S
-        found = UNKNOWN if credentials is None else relay.identify.cached(credentials)
+        found = UNKNOWN if credentials is None else relay.identify.cached(credentials, self.request.met)
         if found is UNKNOWN:
             self.identified(None)
         elif found is not None:

@@ -44,5 +44,5 @@ def _refusal_of_credentials(exchange: "Exchange", policy: "Policy") -> "Answer |
         return refusals.two_credentials(policy)
     shown = request.authorization, request.api_key, request.cookie
     doubt = identify.doubt_about(*shown)
-    request.credentials = identify.credentials_from(*shown)
+    request.credentials, request.met = identify.credentials_from(*shown), None
     return None if doubt is None else refusals.doubtful_credentials(doubt)

@@ -8,6 +8,7 @@ from gateway.relay import heads
 
 if TYPE_CHECKING:
     from gateway.credentials import Credentials
+    from gateway.identify import Met
     from gateway.policy.routes import RouteTable
     from gateway.policy.rules import Policy
     from gateway.relay.alike import Varying
@@ -49,6 +50,7 @@ class Request:
         "lines",
         "matched_by",
         "max_forwards",
+        "met",
         "method",
         "overrides",
         "policy",
@@ -100,6 +102,7 @@ class Request:
         self.matched_by: RouteTable | None = None
         self.policy: Policy | None = None
         self.credentials: Credentials | None = None
+        self.met: Met | None = None  # what identity knows these credentials by
         self.forwarded_head = b""
         self.forwarded_end = b""
         self.varying: Varying | None = None  # where the next one with nearly the same head will differ

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from gateway.accounts import Account
     from gateway.admission_batch import Ask
     from gateway.credentials import Credentials
-    from gateway.identify import Unknown
+    from gateway.identify import Met, Unknown
     from gateway.ledger import UsageEvent
     from gateway.policy.verdicts import Hold
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 class Identifies(Protocol):
     """``gateway.identify.Identify``."""
 
-    def cached(self, credentials: "Credentials") -> "Account | Unknown | None": ...
+    def met_with(self, authorization: bytes) -> "Met | None": ...
+
+    def remember(self, authorization: bytes, credentials: "Credentials") -> "Met | None": ...
+
+    def cached(self, credentials: "Credentials", met: "Met | None") -> "Account | Unknown | None": ...
 
     def resolve(self, credentials: "Credentials", done: "Callable[[Account | None], None]") -> None: ...
 

@@ -58,8 +58,11 @@ def settle(exchange: "Exchange", status: int) -> None:
         relay.admission.finished(hold, charge, free_units)
     pointer = policy.cast_id_pointer
     cast_id = identifier_in(exchange.captured, pointer) if exchange.captured and pointer is not None else None
-    # What was sent; where nothing was, what came.
-    request_id = (exchange.request_id or exchange.request.request_id or b"").decode("latin-1")
+    # What was sent, nearly always the hold's own; where nothing was, what came.
+    if exchange.request_id and hold is not None and exchange.request.request_id is None:
+        request_id = event_id
+    else:
+        request_id = (exchange.request_id or exchange.request.request_id or b"").decode("latin-1")
     terms = None if free is None and not exchange.key else terms_at(policy, occurred_ms, free_units, exchange.key)
     name, status = policy.name, ending.upstream_status
     event = event_id, account.account_id, name, occurred_ms, charge, status, "posted", cast_id, request_id, terms

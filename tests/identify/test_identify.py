@@ -1,5 +1,7 @@
 """Whose credentials: known, unknown, known of old; how long each answer is believed and how often Postgres is asked."""
 
+from uuid import UUID
+
 import pytest
 
 from gateway.accounts import NOT_LOADED, Account
@@ -115,7 +117,7 @@ async def test_a_busy_credential_is_read_once_when_it_is_due(setting: Setting) -
     for _ in range(10):
         assert isinstance(setting.identify.cached(key(b"k1")), Account)
     await setting.tasks.drain(5.0)
-    assert setting.database.statements - before <= 3, "the key, and the facts (twice at most)"
+    assert setting.database.statements - before == 2, "the key, and the facts"
 
 
 async def test_an_answer_of_twice_its_age_is_asked_anew(setting: Setting) -> None:
@@ -168,6 +170,77 @@ async def test_the_cache_is_bounded_and_forgets_the_longest_unread(setting: Sett
         await setting.resolve(key(b"k%d" % number))
     known = [number for number in range(30) if setting.identify.cached(key(b"k%d" % number)) is not None]
     assert known == list(range(20, 30))
+
+
+async def test_known_credentials_are_met_by_the_value_that_showed_them_last(setting: Setting) -> None:
+    await setting.add_key(b"k1", 1)
+    assert setting.identify.remember(b"Bearer k1", key(b"k1")) is None
+    [account] = await setting.resolve(key(b"k1"))
+    assert setting.identify.met_with(b"Bearer k1") is None
+    met = setting.identify.remember(b"Bearer k1", key(b"k1"))
+    assert met is not None
+    assert (met.account, met.credentials) == (account, key(b"k1"))
+    assert setting.identify.met_with(b"Bearer k1") is met
+    assert setting.identify.remember(b"bearer  k1", key(b"k1")) is met
+    assert (setting.identify.met_with(b"Bearer k1"), setting.identify.met_with(b"bearer  k1")) == (None, met)
+    assert setting.identify.cached(key(b"k1"), met) is account
+    assert setting.counted("hit") == 1
+
+
+async def test_what_was_met_is_believed_for_no_longer_than_what_is_cached(setting: Setting) -> None:
+    await setting.add_key(b"k1", 1)
+    await setting.resolve(key(b"k1"))
+    met = setting.identify.remember(b"Bearer k1", key(b"k1"))
+    setting.clock.now += 31.0
+    assert isinstance(setting.identify.cached(key(b"k1"), met), Account)
+    await setting.tasks.drain(5.0)
+    assert setting.identify.met_with(b"Bearer k1") is met, "it was read again"
+    setting.clock.now += 60.0
+    assert setting.identify.cached(key(b"k1"), met) is None
+
+
+async def test_whoever_is_unknown_now_is_not_met_either(setting: Setting) -> None:
+    await setting.add_key(b"k1", 1)
+    await setting.resolve(key(b"k1"))
+    met = setting.identify.remember(b"Bearer k1", key(b"k1"))
+    await setting.phase1.execute("DELETE FROM api_keys")
+    assert await setting.resolve(key(b"k1")) == [None]
+    assert setting.identify.met_with(b"Bearer k1") is None
+    assert setting.identify.cached(key(b"k1"), met) is UNKNOWN
+
+
+async def test_whoever_belongs_to_another_is_met_as_that_one(setting: Setting) -> None:
+    await setting.add_key(b"k1", 1)
+    await setting.resolve(key(b"k1"))
+    met = setting.identify.remember(b"Bearer k1", key(b"k1"))
+    await setting.phase1.execute("UPDATE api_keys SET user_id = $1", UUID(int=2))
+    assert ids(await setting.resolve(key(b"k1"))) == [TWO]
+    found = setting.identify.cached(key(b"k1"), met)
+    assert isinstance(found, Account)
+    assert found.account_id == TWO
+
+
+@pytest.mark.parametrize("identity", [Identity.model_validate({"cache": {"entries_max": 10}})])
+async def test_what_is_met_is_bounded_by_what_is_known(setting: Setting) -> None:
+    for number in range(30):
+        await setting.add_key(b"k%d" % number, 1)
+        await setting.resolve(key(b"k%d" % number))
+        setting.identify.remember(b"Bearer k%d" % number, key(b"k%d" % number))
+    met = [number for number in range(30) if setting.identify.met_with(b"Bearer k%d" % number) is not None]
+    assert met == list(range(20, 30))
+
+
+async def test_values_that_are_mostly_blanks_do_not_fill_the_memory(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.identify._KNOWN_BYTES_MAX", 1000)
+    for number in range(10):
+        await setting.add_key(b"k%d" % number, 1)
+        await setting.resolve(key(b"k%d" % number))
+    values = [b"Bearer%bk%d" % (b" " * 400, number) for number in range(10)]
+    for number, value in enumerate(values):
+        setting.identify.remember(value, key(b"k%d" % number))
+    assert [setting.identify.met_with(value) is not None for value in values] == [True] * 3 + [False] * 7
 
 
 @pytest.mark.parametrize("identity", [Identity.model_validate({"cache": {"entries_max": 10}})])

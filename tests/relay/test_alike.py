@@ -10,6 +10,7 @@ import pytest
 from gateway.accounts import Account
 from gateway.admission import Ask
 from gateway.credentials import Credentials, key_in_header
+from gateway.identify import Met
 from gateway.policy.rules import Cost, Plan, Policy, Rules
 from gateway.policy.verdicts import PASS
 from gateway.relay import request_reader as reader_module
@@ -113,6 +114,8 @@ class Services:
     """Identity that knows every key, and admission that lets everything pass."""
 
     def __init__(self) -> None:
+        self.met: dict[bytes, Met] = {}
+        self.reads = 0
         self.asks: list[Ask] = []
         self.refuses = False  # as the ledger
 
@@ -120,10 +123,17 @@ class Services:
         return None
 
     def credentials_from(self, header: bytes | None, alternative: bytes | None, cookie: bytes | None) -> Credentials:
+        self.reads += 1
         return Credentials(key_in_header(header, b"bearer"), alternative, cookie)
 
-    def cached(self, credentials: Credentials) -> Account:
-        return Account(repr(tuple(credentials)))
+    def met_with(self, authorization: bytes) -> Met | None:
+        return self.met.get(authorization)
+
+    def remember(self, authorization: bytes, credentials: Credentials) -> Met:
+        return self.met.setdefault(authorization, Met(credentials, self.cached(credentials, None), 0.0))
+
+    def cached(self, credentials: Credentials, met: Met | None) -> Account:
+        return Account(repr(tuple(credentials))) if met is None else met.account
 
     def ask(self, ask: Ask) -> None:
         self.asks.append(ask)
@@ -168,6 +178,21 @@ async def test_a_call_with_another_key_is_another_account_s(running: Running, se
     assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
     expected = [repr((key_in_header(header, b"bearer"), *others)) for header, *others in shown]
     assert [ask.account.account_id for ask in services.asks if ask.account is not None] == expected
+
+
+@pytest.mark.parametrize(("others", "reads"), [(b"", 8), (b"X-API-Key: 1\r\n", 11), (b"Cookie: s=1\r\n", 11)])
+async def test_a_key_that_was_met_is_read_no_more_where_it_alone_says_who_calls(
+    running: Running, services: Services, others: bytes, reads: int
+) -> None:
+    keys = (b"a", b"b", b"c", b"de", b"c", b"a", b"a", b"a", b"de", b"f", b"b")
+    shown = [*(b"Bearer %b" % key for key in keys), b"Basic b", b"Bearer c"]
+    fields = [b"Host: h\r\nAuthorization: %b\r\n%b" % (one, others) for one in shown]
+    assert await statuses(running, *fields) == [b"200"] * len(shown)
+    assert all(one in head for one, head in zip(fields, running.upstream.heads, strict=True))
+    alternative, cookie = (b"1" if b"Key" in others else None), (b"s=1" if b"Cookie" in others else None)
+    expected = [repr((key_in_header(one, b"bearer"), alternative, cookie)) for one in shown]
+    assert [ask.account.account_id for ask in services.asks if ask.account is not None] == expected
+    assert services.reads == reads
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,13 @@ class Services:
     def credentials_from(self, *_: object) -> Credentials:
         return Credentials(b"key", None, None)
 
-    def cached(self, _: Credentials) -> None:
+    def met_with(self, _: bytes) -> None:
+        return None
+
+    def remember(self, *_: object) -> None:
+        return None
+
+    def cached(self, *_: object) -> None:
         return None
 
     def resolve(self, _: Credentials, done: Any) -> None:
