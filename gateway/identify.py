@@ -207,8 +207,8 @@ class Identify:
         if age_s >= 2 * self._ttl_s:
             return None  # kept for the case that Postgres cannot be asked
         if age_s >= self._ttl_s:
+            entry.look_at = now + min(_LOOK_AGAIN_S, self._ttl_s)  # before it may be forgotten
             self._enqueue(credentials, None)  # and with them the account's facts, where they are due
-            entry.look_at = now + min(_LOOK_AGAIN_S, self._ttl_s)
         else:
             self._accounts.refresh(entry.account)
             entry.look_at = self._next_look(entry, now)

@@ -268,6 +268,19 @@ async def test_a_wrong_statement_answers_nobody_known_and_hangs_nobody(setting: 
     assert setting.counted("error") == 2
 
 
+@pytest.mark.parametrize("identity", [Identity.model_validate({"cache": {"stale_max": "10s"}})])
+async def test_what_is_forgotten_since_nobody_can_be_asked_is_met_no_more(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await setting.add_key(b"k1", 1)
+    await setting.resolve(key(b"k1"))
+    met = setting.identify.remember(b"Bearer k1", key(b"k1"))
+    setting.clock.now += 31
+    monkeypatch.setattr("gateway.identify._WAITING_MAX", 0)
+    setting.identify.cached(key(b"k1"), met)
+    assert setting.identify.cached(key(b"k1"), met) is None
+
+
 async def test_a_request_that_fails_on_its_answer_does_not_fail_its_neighbours(setting: Setting) -> None:
     await setting.add_key(b"k1", 1)
     answers = []
