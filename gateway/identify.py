@@ -26,6 +26,7 @@ import structlog
 
 from gateway.accounts import NOT_LOADED, Account, Accounts
 from gateway.credentials import (
+    CREDENTIAL_BYTES_MAX,
     HASHES,
     IS_PRINTABLE,
     Credentials,
@@ -153,9 +154,13 @@ class Identify:
         return self._by_authorization.get(authorization)
 
     def remember(self, authorization: bytes, credentials: Credentials) -> Met | None:
-        """To be met with by this value, alone, from now on: ``credentials``, as they were read out of it. No IO."""
+        """To be met with by this value, alone, from now on: ``credentials``, as they were read out of it. No IO.
+
+        One that is longer than credentials may be (a short key behind many blanks) is read anew each time.
+        """
         entry = self._known.get(credentials)
-        if entry is not None and self._known_bytes < _KNOWN_BYTES_MAX:
+        has_room = self._known_bytes < _KNOWN_BYTES_MAX and len(authorization) <= CREDENTIAL_BYTES_MAX
+        if entry is not None and has_room:
             self._forget_authorization(entry)
             self._by_authorization[authorization] = entry
             self._known_bytes += len(authorization)

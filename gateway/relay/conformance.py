@@ -112,7 +112,6 @@ def _count_forward(request: "Request", value: bytes) -> "Answer | None":
     request.max_forwards = None  # it is counted once, though the rules may change under a head that is known
     lines = [line for line in request.lines if line[:13].lower() != b"max-forwards:"]
     request.lines = [*lines, b"Max-Forwards: %d\r\n" % (left - 1)]
-    request.varying = None  # it knows a line by its place
     return None
 
 

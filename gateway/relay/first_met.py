@@ -17,6 +17,7 @@ def is_call(exchange: "Exchange") -> bool:
     What is found is kept with the request, for the next one with the same head.
     """
     relay, request = exchange.relay, exchange.request
+    request.varying = None  # it knows a line by its place, and what is found here may move lines
     refusal = request.refusal or refusals.of_head(request, relay.limits)
     if refusal is None:
         if request.target.partition(b"?")[0] in relay.hosted_paths:

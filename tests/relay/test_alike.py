@@ -295,19 +295,28 @@ async def test_a_head_that_has_grown_too_large_is_refused(running: Running, size
     assert status.startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_head_that_was_met_before_it_was_looked_at_goes_on_as_its_own(running: Running) -> None:
-    """A call too many is answered without a look at its head; that look gives the line of Max-Forwards its place."""
+@pytest.mark.parametrize(
+    ("line", "moved"),
+    [
+        (b"OPTIONS /x HTTP/1.1\r\n", b"Max-Forwards: 5\r\n"),
+        (b"POST /x HTTP/1.0\r\n", b"Connection: keep-alive\r\nExpect: 100-continue\r\n"),
+    ],
+)
+async def test_a_head_that_was_met_before_it_was_looked_at_goes_on_as_its_own(
+    running: Running, line: bytes, moved: bytes
+) -> None:
+    """A call too many is answered without a look at its head; that look gives some lines another place, or none."""
     running.upstream.answer = answering(ANSWER)
     client = await running.connect()
-    head = b"Host: h\r\nMax-Forwards: 5\r\nAuthorization: Bearer %b\r\nX-A: 1\r\n"
-    fields = [head % key for key in (b"a", b"b", b"c")]
+    head = b"Host: h\r\n%bContent-Length: 0\r\nAuthorization: Bearer %b\r\nX-A: 1\r\nX-B: 2\r\n"
+    fields = [head % (moved, key) for key in (b"a", b"b", b"c")]
     for one, in_flight_max in zip(fields, (0, 1000, 1000), strict=True):
         running.limit(in_flight_max=in_flight_max)
-        await client.send(b"OPTIONS /x HTTP/1.1\r\n" + one + b"\r\n")
+        await client.send(line + one + b"\r\n")
         length = re.search(rb"Content-Length: (.*)\r\n", await client.read_head())
         assert length is not None
         await client.read(int(length[1]))
-    assert [re.findall(rb"(?:Authorization|X-A): (.*)\r\n", head) for head in running.upstream.heads] == [
-        [b"Bearer b", b"1"],
-        [b"Bearer c", b"1"],
+    assert [re.findall(rb"(?:Authorization|X-A|X-B): (.*)\r\n", head) for head in running.upstream.heads] == [
+        [b"Bearer b", b"1", b"2"],
+        [b"Bearer c", b"1", b"2"],
     ]
