@@ -635,6 +635,7 @@ LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_indexscan = on
 SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off
@@ -1041,6 +1042,7 @@ CREATE OR REPLACE FUNCTION castgate_count_usage(
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_indexscan = on
 SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off

@@ -25,6 +25,7 @@ CREATE OR REPLACE FUNCTION castgate_count_usage(
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_indexscan = on
 SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off
@@ -305,6 +306,7 @@ LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '2s'
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_indexscan = on
 SET enable_hashjoin = on
 SET enable_nestloop = off
 SET enable_mergejoin = off
