@@ -193,7 +193,7 @@ class Known:
         self._of_tiers: dict[str, KnownOfTier] | None = None
         # Of another generation: what Redis has of it may be from an old snapshot, and it is seeded first.
         self.generation = lane.generation if rolling_until_s and lane is not None else account.seeded
-        self.version = version or account.version
+        self.version = max(version, account.version)
         self.is_outdated = self.version > account.version
         self.limits = account.limits
         self.windows = windows
