@@ -249,6 +249,9 @@ class Admission:
             is_doubtful = known.generation != lane.generation
             if known.rolling_until_s and not is_doubtful:
                 is_doubtful = known.rolling_until_s < self._loop.time()
+                if known.is_outdated and not is_doubtful and policy.on_store_failure != "allow":
+                    self.ladder.decide_in_memory(ask)
+                    return
             if is_doubtful and lane.state >= HANDOVER:
                 self._refresh.seed(ask, account)
                 return

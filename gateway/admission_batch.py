@@ -166,6 +166,7 @@ class Known:
         "account_id",
         "exhausted",
         "generation",
+        "is_outdated",
         "lane",
         "limits",
         "rolling_until_s",
@@ -175,16 +176,25 @@ class Known:
     )
 
     def __init__(
-        self, account: "Account", lane: "Lane | None", windows: tuple[Window, ...], rolling_until_s: float = 0.0
+        self,
+        account: "Account",
+        lane: "Lane | None",
+        windows: tuple[Window, ...],
+        rolling_until_s: float = 0.0,
+        version: int = 0,
     ) -> None:
-        """``lane`` is None where nothing is asked by it, but only what it says to the script is wanted."""
+        """``lane`` is None where nothing is asked by it, but only what it says to the script is wanted.
+
+        ``version``: that of facts which cannot be read, and in whose place those of the account count.
+        """
         self.account_id = account.account_id
         if lane is not None:
             self.lane = lane
         self._of_tiers: dict[str, KnownOfTier] | None = None
         # Of another generation: what Redis has of it may be from an old snapshot, and it is seeded first.
         self.generation = lane.generation if rolling_until_s and lane is not None else account.seeded
-        self.version = account.version
+        self.version = max(version, account.version)
+        self.is_outdated = self.version > account.version
         self.limits = account.limits
         self.windows = windows
         self.shape: Shape | None = None  # that the last call had
@@ -236,7 +246,7 @@ class KnownOfTier(Known):
     __slots__ = ("tier", "window")
 
     def __init__(self, base: Known, account: "Account", shape: "Shape", tier: FreeTier, at_ms: int) -> None:
-        super().__init__(account, getattr(base, "lane", None), base.windows, base.rolling_until_s)
+        super().__init__(account, getattr(base, "lane", None), base.windows, base.rolling_until_s, base.version)
         self.tier = tier
         self.window = tier.window_at(at_ms)
         if not base.rolling_until_s:

@@ -110,7 +110,7 @@ class Ladder:
             self._pass_or_rate(ask, ask.lane.now_ms)  # nothing that Postgres would have to know
         elif known is None:
             self.decide_in_memory(ask)
-        elif not known.covers(ask.lane.now_ms):
+        elif known.is_outdated or not known.covers(ask.lane.now_ms):
             account.admission = None
             self._again(ask)
         else:

@@ -164,7 +164,7 @@ class Orphans:
         policy: str,
         terms: Terms | None,
     ) -> bool:
-        if hold_id in self.pending:
+        if hold_id in self.pending or hold_id in self.pending_rows:
             return False
         if amount == 0 or not account_id or self._on_orphan(policy) == VOID:
             lane.settled.remove(worker_id, (hold_id,), posted=False)

@@ -118,7 +118,7 @@ class Refresh:
         except (StoreError, asyncpg.PostgresError) as error:
             _log.warning("facts_not_loaded", accounts=len(batch), error=str(error))
             for waiting in batch:
-                self._give_up(waiting)
+                self._go_by_old_facts(waiting)
             return
         behind = []
         for waiting in batch:
@@ -211,6 +211,22 @@ class Refresh:
             self._give_up(waiting)  # Redis was asked so already: it knows nothing of this account
             return
         account.admission = Known(account, lane, windows_at(account.limits, lane.now_ms), now_s + ROLLING_S)
+        self._retry(waiting)
+
+    def _go_by_old_facts(self, waiting: _Waiting) -> None:
+        """Postgres is away: the limits that were known are better than none, and Redis goes on to be exact by them.
+
+        For a moment, and until Redis hears of another change.
+        """
+        account, lane = waiting.account, waiting.lane
+        if account.version == NOT_LOADED:
+            self._give_up(waiting)
+            return
+        known = account.admission
+        now_s = self._clock()
+        if not (isinstance(known, Known) and known.version >= waiting.at_least and known.rolling_until_s > now_s):
+            windows = windows_at(account.limits, lane.now_ms)
+            account.admission = Known(account, lane, windows, now_s + ROLLING_S, waiting.at_least)
         self._retry(waiting)
 
     def _retry(self, waiting: _Waiting) -> None:

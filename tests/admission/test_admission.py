@@ -343,6 +343,39 @@ async def test_without_postgres_known_accounts_stay_exact(worker: Worker, tables
     assert [type(verdict) for verdict in await worker.ask_many("a", 3)] == [Hold, Hold, BudgetExceeded]
 
 
+async def test_without_postgres_accounts_that_changed_stay_exact_by_what_was_known(
+    worker: Worker, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission_refresh.ROLLING_S", 0.2)
+    tables.put("a", monthly(3))
+    await worker.ask("a")
+    tables.put("a", monthly(4), version=2)
+    await worker.admission.facts_changed("a", 2)
+    tables.is_away = True
+    assert await worker.ask("a", policy(on_store_failure="deny")) == StoreUnavailable(retry_after_ms=1000)
+    assert [type(verdict) for verdict in await worker.ask_many("a", 3)] == [Hold, Hold, BudgetExceeded]
+    # Another change is looked for at once.
+    tables.is_away = False
+    tables.put("a", monthly(5), version=3)
+    await worker.admission.facts_changed("a", 3)
+    assert [type(verdict) for verdict in await worker.ask_many("a", 3)] == [Hold, Hold, BudgetExceeded]
+
+
+async def test_without_postgres_what_was_known_of_a_changed_account_counts_for_a_moment(
+    worker: Worker, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission_refresh.ROLLING_S", 0.05)
+    tables.put("a", monthly(1))
+    await worker.ask("a")
+    tables.put("a", monthly(2), version=2)
+    await worker.admission.facts_changed("a", 2)
+    tables.is_away = True
+    assert isinstance(await worker.ask("a"), BudgetExceeded)
+    tables.is_away = False
+    await asyncio.sleep(0.06)
+    assert [type(verdict) for verdict in await worker.ask_many("a", 2)] == [Hold, BudgetExceeded]
+
+
 async def test_an_ask_that_never_finds_rest_is_given_up(worker: Worker, tables: Tables, script: Script) -> None:
     async def forget(*_: object) -> dict[str, dict[str, int]]:
         return {"a": {}}

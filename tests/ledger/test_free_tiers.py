@@ -162,6 +162,17 @@ async def test_a_cast_that_is_locked_is_charged_later_and_nobody_waits_for_it(
         await other.close()
 
 
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_an_event_that_comes_twice_in_a_batch_is_charged_once(sql: Connection, key: str | None) -> None:
+    one = tier_event("a", 1000, units=3, free=1)
+    assert one.terms is not None
+    one = one._replace(terms=one.terms._replace(key=key, key_life_ms=None if key is None else 60_000))
+    await write(sql, [one, tier_event("b", 10, 1, 0), one])
+    assert await sql.fetchval("SELECT cost_microcents FROM usage_events WHERE account_id = 'a'") == 667
+    assert await sql.fetchval("SELECT used_microcents FROM usage_counters WHERE account_id = 'a'") == 667
+    assert await sql.fetchval("SELECT used_units FROM usage_units WHERE account_id = 'a'") == 3
+
+
 async def test_what_is_used_of_a_tier_comes_back_with_the_counters(sql: Connection) -> None:
     row = await write(sql, [tier_event("a", 10, 3, 100), tier_event("a", 10, 4, 100), event("b", 10)])
     shown = zip(row["usage_accounts"], row["usage_kinds"], row["usage_start_ms"], row["usage_microcents"], strict=True)
