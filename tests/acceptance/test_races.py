@@ -42,7 +42,7 @@ async def test_hammering_a_budget_while_casting_admits_no_cast_more(fleet: Fleet
         budget = {"period": "monthly", "hard_limit_cents": 300}
         while not over.is_set():
             async with session.put(f"{base_url}/v1/budgets", json=budget, headers=headers) as answer:
-                assert answer.status == 200
+                assert answer.status == 200, await answer.text()
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         for gateway in fleet.gateways:
