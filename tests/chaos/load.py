@@ -168,9 +168,13 @@ class Load:
 
 
 async def introduce(clients: Sequence[Client], accounts: Sequence[Account]) -> list[Call]:
-    """Every client, and so every worker that it is connected to, meets every account; nothing is charged for it."""
+    """Every client, and so every worker, meets every account; nothing is charged for it.
+
+    All connect anew: a worker that took the place of another has nobody yet, for its clients went to its neighbour.
+    """
 
     async def meet(client: Client) -> list[Call]:
+        client.close()
         return [await client.call(account, "status=503") for account in accounts]
 
     return [call for calls in await asyncio.gather(*(meet(client) for client in clients)) for call in calls]
