@@ -137,6 +137,7 @@ class SoftLimits:
         accounts = self._accounts
         remembered = accounts.remembered
         for account_id, kind, start_ms, end_ms, used_microcents in usages:
+            # What ``met`` does first, which is interpreted: this is done for each account of each write.
             account = remembered.get(account_id)
             if account is None or account.version == NOT_LOADED:
                 account = accounts.met(account_id)
